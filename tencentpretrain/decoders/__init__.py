@@ -1,0 +1,3 @@
+from tencentpretrain.decoders.base import DECODERS, Decoder
+
+__all__ = ["DECODERS", "Decoder"]

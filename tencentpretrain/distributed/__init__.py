@@ -1,0 +1,3 @@
+from tencentpretrain.distributed.parallel import PARALLELS, Parallel
+
+__all__ = ["PARALLELS", "Parallel"]

@@ -1,0 +1,65 @@
+"""Dropout (Srivastava et al., 2014) that is cheap on the CPU too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_LEVELS = 1 << 16
+
+
+def draw_mask(like: Tensor, rate: float) -> Tensor:
+    """A tensor shaped as `like`: 0 with probability `rate`, else 1 / (1 - rate).
+
+    torch draws one Bernoulli value at a time on the CPU. Comparing 16-bit slices of random 64-bit
+    words costs a seventh of it; the rate is exact to 1/65536, and the scale belongs to the rate
+    that was applied, so that the expectation is exact.
+    """
+    dropped = round(rate * _LEVELS)
+    words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
+    draws = words.view(torch.int16)[: like.numel()].view(like.shape)
+    mask = torch.empty(like.shape, dtype=like.dtype)
+    torch.ge(draws, dropped - _LEVELS // 2, out=mask)
+    return mask.mul_(_LEVELS / (_LEVELS - dropped))
+
+
+class _MaskedScale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, rate: float) -> Tensor:
+        mask = draw_mask(states, rate)
+        ctx.save_for_backward(mask)
+        return states * mask
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return grad * mask, None
+
+
+def dropout(states: Tensor, rate: float, training: bool) -> Tensor:
+    """Drop elements of `states` with probability `rate` and scale the rest, while training."""
+    if not training or rate == 0.0:
+        return states
+    if states.device.type == "cpu" and not torch.compiler.is_compiling():
+        dropped: Tensor = _MaskedScale.apply(states, rate)  # type: ignore[no-untyped-call]
+        return dropped
+    return F.dropout(states, rate)
+
+
+class Dropout(nn.Module):
+    """Module form of `dropout`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, states: Tensor) -> Tensor:
+        return dropout(states, self.rate, self.training)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"

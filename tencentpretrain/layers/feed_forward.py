@@ -1,0 +1,24 @@
+"""Position-wise feed-forward layers."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tencentpretrain.layers.activation import ActivationName, build_activation
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between (Vaswani et al., 2017, section 3.3)."""
+
+    def __init__(
+        self, hidden: int, ffn: int, activation: ActivationName, *, has_bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden, ffn, bias=has_bias)
+        self.activation = build_activation(activation)
+        self.down = nn.Linear(ffn, hidden, bias=has_bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map [..., D] to [..., D] through [..., F]."""
+        down: Tensor = self.down(self.activation(self.up(states)))
+        return down

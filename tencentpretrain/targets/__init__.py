@@ -1,0 +1,7 @@
+from tencentpretrain.targets import classify as classify
+from tencentpretrain.targets import lm as lm
+from tencentpretrain.targets import mlm as mlm
+from tencentpretrain.targets import tag as tag
+from tencentpretrain.targets.base import TARGETS, Target, TargetConfig, Targets
+
+__all__ = ["TARGETS", "Target", "TargetConfig", "Targets"]

@@ -1,0 +1,43 @@
+"""One label for each token (named entities and other tagging)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tencentpretrain.config import PositiveInt, Probability
+from tencentpretrain.layers.dropout import Dropout
+from tencentpretrain.layers.padding import take_rows
+from tencentpretrain.sizes import Sizes
+from tencentpretrain.targets.base import TARGETS, Target, TargetConfig
+from tencentpretrain.targets.cross_entropy import class_loss
+from tencentpretrain.types import Batch, ModelOutput, TargetOutput
+
+
+@TARGETS.register("tag")
+class TagTarget(Target):
+    """Dropout and a linear layer on each supervised position (the first piece of each word)."""
+
+    class Config(TargetConfig):
+        classes: PositiveInt
+        """Number of tags."""
+        dropout: Probability = 0.1
+        """Dropout rate before the output layer."""
+
+    def __init__(self, config: Config, sizes: Sizes, name: str = "tag") -> None:
+        super().__init__(name)
+        self.dropout = Dropout(config.dropout)
+        self.output = nn.Linear(sizes.hidden, config.classes)
+
+    def logits(self, out: ModelOutput, batch: Batch) -> Tensor:
+        """Scores [K, classes] at the supervised positions, or [B * S, classes] without labels."""
+        states = out.hidden.states.flatten(0, 1)
+        labels = batch.labels.get(self.label)
+        if labels is not None and labels.index is not None:
+            states = take_rows(states, labels.index)
+        logits: Tensor = self.output(self.dropout(states))
+        return logits
+
+    def forward(self, out: ModelOutput, batch: Batch) -> TargetOutput:
+        labels = batch.labels[self.label].values.flatten()
+        loss, accuracy = class_loss(self.logits(out, batch), labels)
+        return TargetOutput({self.label: loss}, {f"{self.label}/accuracy": accuracy})

@@ -1,0 +1,175 @@
+"""The values that travel between the parts of a model, the data and the trainer.
+
+Shapes: B rows, S positions of a row, D model width, K supervised positions, T valid positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import torch
+from torch import Tensor
+
+IGNORE: Final = -100
+"""The label of a position that is not supervised."""
+
+
+def map_tensors(value: Any, function: Any) -> Any:
+    """Apply `function` to every tensor inside nested dataclasses, dictionaries and tuples."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            f.name: map_tensors(getattr(value, f.name), function) for f in dataclasses.fields(value)
+        }
+        return type(value)(**fields)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map_tensors(item, function) for item in value)
+    return value
+
+
+@dataclass
+class Layout:
+    """What each position of a [B, S] grid is.
+
+    Args:
+        valid: [B, S] bool; False is padding.
+        tokens: [T] flat indices of the valid positions, counted while collating so that no
+            device needs to be asked for them; None where the grid has no padding.
+        documents: [B, S] int; attention stays within one document (packed rows).
+        prefix: [B] int; number of leading positions that all positions may see (prefix LM).
+    """
+
+    valid: Tensor
+    tokens: Tensor | None = None
+    documents: Tensor | None = None
+    prefix: Tensor | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the grid is known to hold no padding."""
+        return self.tokens is None
+
+    @classmethod
+    def of(cls, valid: Tensor, **kwargs: Tensor | None) -> Self:
+        """Make a layout from a CPU mask `valid` [B, S], finding the valid positions."""
+        is_full = bool(valid.all())
+        return cls(valid, None if is_full else valid.flatten().nonzero().squeeze(1), **kwargs)
+
+
+@dataclass
+class Stream:
+    """One input of a model before embedding: named tensors, such as "ids" [B, S], and a layout."""
+
+    inputs: dict[str, Tensor]
+    layout: Layout
+
+
+@dataclass
+class Labels:
+    """What one target is supervised with.
+
+    Args:
+        values: [K] class or token ids (`IGNORE` entries do not count); or, where `index` is None,
+            labels on the whole grid of the target ([B] for rows, [B, S] for positions).
+        index: [K] flat positions in the [B * S] grid that `values` belong to. Collating computes
+            it on the CPU, so that selecting supervised positions never waits for a device.
+    """
+
+    values: Tensor
+    index: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """Examples put together: everything that a model and its targets read.
+
+    Args:
+        streams: "src" and maybe "tgt"; for two towers the names of the towers.
+        labels: supervision by target name.
+        tokens: number of valid positions in all streams, known on the host.
+        extras: what annotators or data add (teacher output, image codes, soft labels).
+    """
+
+    streams: dict[str, Stream]
+    labels: dict[str, Labels] = field(default_factory=dict)
+    tokens: int = 0
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to `device` without waiting for the copy."""
+        if device.type == "cpu":
+            return self
+        moved: Batch = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return moved
+
+    def pin_memory(self) -> Batch:
+        """Called by the data loader: page-locked copies make `to` asynchronous."""
+        pinned: Batch = map_tensors(self, lambda tensor: tensor.pin_memory())
+        return pinned
+
+
+@dataclass(frozen=True)
+class Want:
+    """What the targets ask an encoder to return beside its last states."""
+
+    layers: tuple[int, ...] = ()
+    """Numbers of the layers whose output is wanted; 0 is the embedding."""
+    attentions: tuple[int, ...] = ()
+    """Numbers of the layers, counted from 1, whose attention probabilities are wanted."""
+
+    def __or__(self, other: Want) -> Want:
+        layers = sorted({*self.layers, *other.layers})
+        return Want(tuple(layers), tuple(sorted({*self.attentions, *other.attentions})))
+
+
+NOTHING: Final = Want()
+
+
+@dataclass
+class Hidden:
+    """What an embedding, encoder or decoder returns: states [B, S, D] and their layout."""
+
+    states: Tensor
+    layout: Layout
+    layers: tuple[Tensor, ...] = ()
+    attentions: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class ModelOutput:
+    """What targets read: `hidden` of the last part, and `encoded` by the name of the stream."""
+
+    hidden: Hidden
+    encoded: dict[str, Hidden]
+
+
+@dataclass
+class Ratio:
+    """What is additive over micro-batches and ranks: a total [] and the count [] it is over."""
+
+    total: Tensor
+    count: Tensor
+
+    def __add__(self, other: Ratio) -> Ratio:
+        return Ratio(self.total + other.total, self.count + other.count)
+
+    def detach(self) -> Ratio:
+        return Ratio(self.total.detach(), self.count.detach())
+
+    @property
+    def value(self) -> Tensor:
+        """Total over count, in fp32; zero where nothing was counted."""
+        return self.total / self.count.clamp(min=1)
+
+
+@dataclass
+class TargetOutput:
+    """Losses by target name (the trainer minimises their weighted sum) and metrics to report."""
+
+    losses: dict[str, Ratio]
+    metrics: dict[str, Ratio]

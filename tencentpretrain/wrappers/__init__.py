@@ -1,0 +1,3 @@
+from tencentpretrain.wrappers.base import WRAPPERS, Wrapper
+
+__all__ = ["WRAPPERS", "Wrapper"]
