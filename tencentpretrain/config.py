@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from tencentpretrain.problems import ConfigError, Problem, but_is, nearest, sentence
+from tencentpretrain.problems import ConfigError, Problem, but_is, field_problems, nearest
 from tencentpretrain.type_names import alternatives_of, type_name
 
 __all__ = [
@@ -194,26 +194,10 @@ def _validate(
             found.setdefault(str(item["loc"][0]) if item["loc"] else "", []).append(item)
     for name, items in found.items():
         if name not in invalid:
-            problems += _field_problems(cls, name, values.get(name), items, path)
+            problems += field_problems(cls.model_fields.get(name), values.get(name), items, path)
     if "" in found:
         return INVALID  # all fields are sound, but contradict each other
     return _check_partially(cls, values, invalid | found.keys(), path, problems)
-
-
-def _field_problems(
-    cls: type[Config], name: str, given: object, items: list[Any], path: str
-) -> list[Problem]:
-    """What pydantic says about one field, in our words."""
-    field = cls.model_fields.get(name)
-    if field is not None and len(alternatives_of(field.annotation)) > 2 and name in items[0]["loc"]:
-        # One item for each member of the union: say once what all of them are.
-        reasons = [sentence(item) for item in items if item["type"] == "value_error"]
-        wanted = type_name(field.annotation, field.metadata)
-        return [Problem(_join(path, name), (reasons or [f"must be {wanted}{but_is(given)}"])[0])]
-    return [
-        Problem(".".join([path, *map(str, item["loc"])]).strip("."), sentence(item))
-        for item in items
-    ]
 
 
 def _check_partially(
@@ -245,10 +229,12 @@ def _converted(cls: type[Config], field: FieldInfo, value: Any) -> Any:
 def _nested(field: FieldInfo, value: Any, path: str, problems: list[Problem]) -> Any:
     """Decode `value` as far as it holds configs; leaves are left to pydantic."""
     annotation = field.annotation
-    choice = _choice_in(field.metadata)
+    inner = [item for part in get_args(annotation) for item in getattr(part, "__metadata__", ())]
+    is_container = get_origin(annotation) in (dict, list)
+    choice = _choice_in(field.metadata if is_container else [*field.metadata, *inner])
     if choice is not None:
         return None if value is None else _choose(choice, value, path, problems)
-    if get_origin(annotation) in (dict, list):
+    if is_container:
         return _container(annotation, value, path, problems)
     members = alternatives_of(annotation)
     for member in members:

@@ -1,0 +1,238 @@
+"""Speed of a training step: the trainer against a bare loop and against `transformers`' Trainer.
+
+`python -m benchmarks.train_step [--precision fp32 bf16] [--rounds 9] [--steps 4]`
+
+BERT-mini, batch 32 x 128, google_zh vocabulary, real documents, dropout 0.1. The contestants take
+turns in one process, a few steps at a time, and the ratio of neighbouring turns is reported as a
+median, so that a machine whose speed drifts gives the same answer. Tokens do not count padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.common import shared_data, write_result
+from tencentpretrain.commands import COMMANDS
+from tencentpretrain.configure import load_config
+from tencentpretrain.data.loader import Loader
+from tencentpretrain.data.objectives.base import OBJECTIVES, Objective
+from tencentpretrain.data.preprocess import run_preprocess
+from tencentpretrain.data.shards import open_shards
+from tencentpretrain.distributed.parallel import PARALLELS
+from tencentpretrain.model import build_model
+from tencentpretrain.train.optim import OPTIMIZERS
+from tencentpretrain.train.precision import autocast
+from tencentpretrain.train.pretrain import PretrainConfig
+from tencentpretrain.train.schedule import SCHEDULES
+from tencentpretrain.train.trainer import Trainer
+from tencentpretrain.types import Batch
+
+Turn = Callable[[int], int]
+"""Does a number of steps and returns how many tokens they read."""
+
+
+def prepare(folder: Path, precision: str) -> tuple[PretrainConfig, Objective]:
+    """The config of the run, and its objective over the Chinese corpus."""
+    data = shared_data()
+    words = [
+        f"tokenizer.vocab={data / 'vocab' / 'google_zh_vocab.txt'}",
+        f"corpus.path={data / 'corpora' / 'clue_zh.txt'}",
+        f"output={folder / 'shards'}",
+    ]
+    if not (folder / "shards").exists():
+        run_preprocess(load_config(COMMANDS["preprocess"], ["tokenizer=wordpiece", *words]))
+    words = [
+        "model=bert/mini",
+        f"data.path={folder / 'shards'}",
+        f"run_dir={folder / 'run'}",
+        "trainer.steps=1000000",
+        "trainer.batch_size=32",
+        "model.objective.length=128",
+        f"trainer.precision={precision}",
+        "trainer.log_every=10",
+    ]
+    config = load_config(COMMANDS["pretrain"], words)
+    assert isinstance(config, PretrainConfig)
+    assert config.model.objective is not None
+    shards = open_shards(folder / "shards")
+    return config, OBJECTIVES.build(config.model.objective, shards, shards.tokenizer(), 0)
+
+
+def trainer_turn(config: PretrainConfig, objective: Objective, vocabulary: int) -> Turn:
+    """The toolkit's trainer with its loader: examples are made on the way."""
+    parallel = PARALLELS.build(config.parallel)
+    model = build_model(config.model, vocabulary, parallel.device)
+    trainer = Trainer(
+        model,
+        OPTIMIZERS.build(config.optim)(model),
+        SCHEDULES.build(config.schedule, 1000),
+        Loader(objective, 32, 32, seed=0),
+        config.trainer,
+        steps=1000,
+        seed=0,
+        parallel=parallel,
+    )
+    batches = iter(trainer.loader)
+
+    def turn(steps: int) -> int:
+        before = trainer.tokens
+        for _ in range(steps):
+            micros = next(batches)
+            trainer.account(trainer.train_step(micros), micros)
+            trainer.step += 1
+            if trainer.step % config.trainer.log_every == 0:
+                trainer.log()
+        return trainer.tokens - before
+
+    turn.dtype, turn.device = trainer.dtype, trainer.device  # type: ignore[attr-defined]
+    return turn
+
+
+def bare_turn(
+    config: PretrainConfig, batches: list[Batch], vocabulary: int, dtype: torch.dtype
+) -> Turn:
+    """A loop written by hand over the same modules and batches that are ready."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(config.model, vocabulary, device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    position = 0
+
+    def turn(steps: int) -> int:
+        nonlocal position
+        tokens = 0
+        for _ in range(steps):
+            batch = batches[position % len(batches)].to(device)
+            position += 1
+            with autocast(dtype, device):
+                losses = model(batch).losses.values()
+                loss = sum(ratio.total / ratio.count.clamp(min=1) for ratio in losses)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            tokens += batch.tokens
+        return tokens
+
+    return turn
+
+
+def to_transformers(batch: Batch, length: int = 128) -> list[dict[str, Any]]:
+    """The rows of a batch as `transformers` wants them, padded to `length`."""
+    stream = batch.streams["src"]
+    ids, valid = stream.inputs["ids"], stream.layout.valid
+    labels = torch.full(ids.shape, -100).flatten()
+    labels[batch.labels["mlm"].index] = batch.labels["mlm"].values
+    columns = {
+        "input_ids": ids,
+        "token_type_ids": stream.inputs["segments"],
+        "attention_mask": valid.long(),
+        "labels": labels.view(ids.shape),
+    }
+    padding = {"labels": -100}
+    rows = []
+    for number in range(len(ids)):
+        row = {
+            name: torch.nn.functional.pad(
+                column[number], (0, length - ids.shape[1]), value=padding.get(name, 0)
+            )
+            for name, column in columns.items()
+        }
+        rows.append({**row, "next_sentence_label": batch.labels["nsp"].values[number]})
+    return rows
+
+
+class Referee(transformers.TrainerCallback):
+    """After every few steps of `transformers`' Trainer, gives the others their turns."""
+
+    def __init__(self, others: dict[str, Turn], batches: list[Batch], steps: int) -> None:
+        self.others, self.batches, self.steps = others, batches, steps
+        self.rates: dict[str, list[float]] = {name: [] for name in [*others, "transformers"]}
+        self.done = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.done += 1
+        if self.done % self.steps:
+            return
+        seconds = time.perf_counter() - self.began if self.done > self.steps else None
+        read = [self.batches[k % len(self.batches)] for k in range(self.done - self.steps, self.done)]
+        if seconds is not None:
+            self.rates["transformers"].append(sum(b.tokens for b in read) / seconds)
+        for name, turn in self.others.items():
+            start = time.perf_counter()
+            tokens = turn(self.steps)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if seconds is not None:
+                self.rates[name].append(tokens / (time.perf_counter() - start))
+        self.began = time.perf_counter()
+
+
+def compete(folder: Path, precision: str, rounds: int, steps: int) -> dict[str, list[float]]:
+    """Tokens/s of each contestant in each round."""
+    config, objective = prepare(folder, precision)
+    vocabulary = open_shards(folder / "shards").vocab_size
+    mine = trainer_turn(config, objective, vocabulary)
+    loader = Loader(objective, 32, 32, seed=0)
+    source = iter(loader)
+    batches = [next(source)[0] for _ in range(16)]
+    others = {
+        "trainer": mine,
+        "bare loop": bare_turn(config, batches, vocabulary, mine.dtype),  # type: ignore[attr-defined]
+    }
+    referee = Referee(others, batches, steps)
+    shape = transformers.BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=1024,
+    )
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder / "transformers"),
+        per_device_train_batch_size=32,
+        max_steps=(rounds + 1) * steps,
+        optim="adamw_torch_fused",
+        bf16=precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        save_strategy="no",
+        logging_steps=10,
+        disable_tqdm=True,
+    )
+    rows = [row for batch in batches for row in to_transformers(batch)]
+    transformers.Trainer(
+        transformers.BertForPreTraining(shape), arguments, train_dataset=rows, callbacks=[referee]
+    ).train()
+    return referee.rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--precision", nargs="+", default=["fp32"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=4)
+    options = parser.parse_args()
+    lines = ["| precision | contestant | tokens/s (median) | trainer against it |", "|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in options.precision:
+            rates = compete(Path(folder), precision, options.rounds, options.steps)
+            for name, own in rates.items():
+                pairs = zip(rates["trainer"], own, strict=True)
+                ratio = statistics.median(mine / theirs for mine, theirs in pairs)
+                rate = statistics.median(own)
+                lines.append(f"| {precision} | {name} | {rate:,.0f} | {ratio:.2f} |")
+    command = f"python -m benchmarks.train_step --precision {' '.join(options.precision)}"
+    write_result("train_step", command, lines)
+
+
+if __name__ == "__main__":
+    main()

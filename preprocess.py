@@ -1,0 +1,9 @@
+"""Turn a corpus into shards: `python preprocess.py --help`."""
+
+import sys
+
+if __name__ == "__main__":
+    # Imported here, because worker processes import this file too and need none of it.
+    from tencentpretrain.cli import main
+
+    sys.exit(main("preprocess"))

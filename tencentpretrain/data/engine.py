@@ -1,0 +1,128 @@
+"""Mapping a function over slices of a corpus: in this process, over many, or over machines."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from typing import Any, Final, Protocol, TypeVar
+
+from tencentpretrain.errors import DataError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+IN_FLIGHT: Final = 3
+"""Items for each worker that are given out and not yet taken back; bounds the memory."""
+PRELOADED: Final = ["tencentpretrain.data.encode"]
+
+
+class Engine(Protocol):
+    """Runs one function on many items; which engine it is never changes the results."""
+
+    def map(self, make: Callable[[], Callable[[T], R]], items: Iterable[T]) -> Iterator[R]:
+        """Results of the items in their order; `items` is read as far as there are free hands.
+
+        Args:
+            make: called once by each worker; returns the function that it applies.
+            items: what to work on.
+
+        Raises:
+            DataError: if a worker died. What the function raises comes out as it is.
+        """
+        ...
+
+
+class SerialEngine:
+    """Everything in this process."""
+
+    def map(self, make: Callable[[], Callable[[T], R]], items: Iterable[T]) -> Iterator[R]:
+        before = os.environ.get("TOKENIZERS_PARALLELISM")
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        try:
+            yield from map(make(), items)
+        finally:
+            if before is None:
+                del os.environ["TOKENIZERS_PARALLELISM"]
+            else:
+                os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+class ProcessEngine:
+    """Processes of this machine.
+
+    They are forked from a fresh server process, so that they share nothing with this one: no
+    threads, no locks, no large libraries. They end with this process, however it ends.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+
+    def map(self, make: Callable[[], Callable[[T], R]], items: Iterable[T]) -> Iterator[R]:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        lifeline, held = context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(self._workers, context, _start, (make, lifeline))
+        try:
+            yield from self._results(pool, items)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker process was killed, perhaps for lack of memory; nothing was written; try "
+                "fewer `workers`"
+            ) from error
+        finally:
+            # Without their lifeline the workers leave at once, in the middle of what they do.
+            held.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+            lifeline.close()
+
+    def _results(self, pool: ProcessPoolExecutor, items: Iterable[T]) -> Iterator[Any]:
+        waiting: deque[Future[Any]] = deque()
+        for item in items:
+            waiting.append(pool.submit(_run, item))
+            if len(waiting) >= IN_FLIGHT * self._workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def make_engine(workers: int) -> Engine:
+    """The engine for a number of local workers."""
+    return SerialEngine() if workers == 1 else ProcessEngine(workers)
+
+
+# What a worker process holds; a pool has no other place for what lives as long as its worker.
+_function: Callable[[Any], Any] | None = None
+_failure: Exception | None = None
+
+
+def _start(make: Callable[[], Callable[[Any], Any]], lifeline: Connection) -> None:
+    """Prepare a worker process."""
+    global _function, _failure
+    # The parent hears the signals and decides; one library's threads for each worker are one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_leave_with_parent, args=(lifeline,), daemon=True).start()
+    try:
+        _function = make()
+    except Exception as error:  # raised again in `_run`, from where it reaches the parent
+        _failure = error
+
+
+def _leave_with_parent(lifeline: Connection) -> None:
+    lifeline.poll(None)
+    os._exit(1)
+
+
+def _run(item: Any) -> Any:
+    if _failure is not None:
+        raise _failure
+    assert _function is not None
+    return _function(item)

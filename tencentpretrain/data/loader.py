@@ -1,0 +1,209 @@
+"""Batches in an order that is a function of (seed, sample number), whoever makes them."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tencentpretrain.config import ConfigError
+from tencentpretrain.data.order import permute
+from tencentpretrain.errors import CheckpointError, DataError, UserError
+from tencentpretrain.types import Batch
+
+AHEAD: Final = 2
+"""Steps that each worker process makes before they are asked for."""
+
+
+class Examples(Protocol):
+    """What batches are made of: the objectives of pre-training, the tasks of fine-tuning.
+
+    `make` must be a pure function; its result and what `collate` is given are of one kind.
+    """
+
+    def __len__(self) -> int: ...
+    def make(self, epoch: int, index: int) -> Any: ...
+    def collate(self, examples: list[Any]) -> Batch: ...
+
+
+class Loader:
+    """Endless training batches; iterating yields the micro-batches of one step at a time.
+
+    Sample number g of a run is example permute(g % N) of epoch g // N, where N is the number of
+    examples and the permutation that of (seed, epoch). Step k holds the samples from k times the
+    batch size on, so that batches run across the ends of epochs and are always full.
+
+    Args:
+        examples: what to draw from.
+        batch_size: samples of a step on all ranks together.
+        micro_batch_size: greatest number of samples in a forward pass of one rank.
+        seed: of the order.
+        workers: processes that make batches ahead of time; 0 makes them when they are asked for.
+        samples: samples of earlier steps, on all ranks together; they are skipped at no cost.
+        rank: number of this process; each takes a slice of every step.
+        world: number of processes.
+
+    Raises:
+        DataError: if there are no examples.
+        ConfigError: if the ranks cannot share the batch equally.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        workers: int = 0,
+        samples: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if not len(examples):
+            raise DataError("there is no example to train on; give data with at least one")
+        if batch_size % world:
+            raise ConfigError.at(
+                "trainer.batch_size",
+                f"must be a multiple of the number of processes, {world}, but is {batch_size}",
+            )
+        self.examples = examples
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self.workers = workers
+        self.samples = samples
+        self._share = batch_size // world
+        self._first = rank * self._share
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        steps = itertools.count(self.samples, self.batch_size)
+        for batches in serve(_Steps(self), steps, self.workers):
+            # Counted before the batches are handed out: a checkpoint is saved after their step.
+            self.samples += self.batch_size
+            yield batches
+
+    def step_samples(self, samples: int) -> list[tuple[int, int]]:
+        """Epoch and index of the samples of this rank in the step that follows `samples` others."""
+        numbers = samples + self._first + np.arange(self._share)
+        epochs, places = np.divmod(numbers, len(self.examples))
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            indices[here] = permute(places[here], len(self.examples), self.seed, epoch)
+        return list(zip(epochs.tolist(), indices.tolist(), strict=True))
+
+    def skip(self, samples: int) -> None:
+        """Leave out the next `samples` samples; takes effect where iteration starts anew."""
+        self.samples += samples
+
+    def state_dict(self) -> dict[str, int]:
+        """All that the order depends on beside the configuration."""
+        return {"samples": self.samples}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to where `state_dict` was taken; takes effect where iteration starts anew.
+
+        Raises:
+            CheckpointError: if `state` is not of a loader.
+        """
+        samples = state.get("samples")
+        if not isinstance(samples, int) or samples < 0:
+            raise CheckpointError(
+                f"the loader's state must have a number `samples` of at least 0, but is {state}"
+            )
+        self.samples = samples
+
+
+def evaluation_batches(
+    examples: Examples, micro_batch_size: int, limit: int | None = None, workers: int = 0
+) -> Iterator[Batch]:
+    """Each example of epoch 0 once, in their order; of more than `limit`, as many evenly spread."""
+    count = len(examples) if limit is None else min(limit, len(examples))
+    places = range(0, count, micro_batch_size)
+    for batches in serve(_Rows(examples, micro_batch_size, count), places, workers):
+        yield from batches
+
+
+class _Steps(Dataset[Any]):
+    """Micro-batches of a step by the number of samples before it."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __getitem__(self, samples: int) -> list[Batch]:
+        loader = self._loader
+        made = [loader.examples.make(*sample) for sample in loader.step_samples(samples)]
+        return _collate(loader.examples, made, loader.micro_batch_size)
+
+
+class _Rows(Dataset[Any]):
+    """Batches for evaluation by the number of examples before them."""
+
+    def __init__(self, examples: Examples, size: int, count: int) -> None:
+        self._examples = examples
+        self._size = size
+        self._count = count
+
+    def __getitem__(self, place: int) -> list[Batch]:
+        total, stop = len(self._examples), min(place + self._size, self._count)
+        indices = [number * total // self._count for number in range(place, stop)]
+        made = [self._examples.make(0, index) for index in indices]
+        return _collate(self._examples, made, self._size)
+
+
+def _collate(examples: Examples, made: list[Any], size: int) -> list[Batch]:
+    return [examples.collate(made[start : start + size]) for start in range(0, len(made), size)]
+
+
+class _Reporting(Dataset[Any]):
+    """Hands errors meant for the user over as values: torch would wrap them in a traceback."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, key: int) -> list[Batch] | UserError:
+        try:
+            batches: list[Batch] = self._dataset[key]
+        except UserError as error:
+            return error
+        return batches
+
+
+def serve(dataset: Dataset[Any], keys: Iterable[int], workers: int) -> Iterator[list[Batch]]:
+    """The items of `dataset` at `keys`, in that order, made here or by `workers` processes.
+
+    Raises:
+        UserError: what a worker raised, as it was.
+    """
+    served: DataLoader[Any] = DataLoader(
+        _Reporting(dataset),
+        sampler=keys,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        # Otherwise the global generator would be moved by every start of an iteration.
+        generator=torch.Generator(),
+    )
+    with warnings.catch_warnings():
+        # Python 3.12 warns of locks that other threads hold while a process forks. The threads
+        # here are torch's, which a worker does not use: it computes on one thread.
+        warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
+        items = iter(served)
+    for item in items:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def _start_worker(number: int) -> None:
+    """Ctrl-C and SIGTERM go to all processes, but the main one still needs batches to finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,165 @@
+"""What an objective is: rows made from stored documents while reading, and their supervision."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tencentpretrain.config import ComponentConfig, PositiveInt
+from tencentpretrain.data.packing import Documents, Integers
+from tencentpretrain.errors import DataError
+from tencentpretrain.registry import Registry
+from tencentpretrain.types import Batch, Labels, Layout, Stream
+
+Example = dict[str, NDArray[Any]]
+
+
+class Vocabulary(Protocol):
+    """What objectives ask of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pad(self) -> int | None: ...
+    @property
+    def cls(self) -> int | None: ...
+    @property
+    def sep(self) -> int | None: ...
+    @property
+    def mask(self) -> int | None: ...
+    @property
+    def bos(self) -> int | None: ...
+    @property
+    def eos(self) -> int | None: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    @property
+    def continues(self) -> NDArray[np.bool_]: ...
+
+
+class ObjectiveConfig(ComponentConfig):
+    """Keys of every objective."""
+
+    length: Annotated[int, Field(ge=8)] = 128
+    """Greatest length of a row, in tokens, special tokens included."""
+    pad_to: PositiveInt = 8
+    """Rows are padded to the longest of their batch, rounded up to a multiple of this (tokens)."""
+
+
+class Objective(ABC):
+    """Makes examples; every subclass has a nested `Config`, an `ObjectiveConfig`.
+
+    An example is a pure function of (seed, epoch, index). It holds "ids" [S], "labels" [K] and the
+    supervised positions "index" [K], and maybe "segments", "positions" and "documents" [S].
+
+    Args:
+        config: an instance of the class's `Config`.
+        shards: the stored documents.
+        tokenizer: the one that they were made with.
+        seed: of all choices.
+        documents: numbers of the documents to use; all where None.
+
+    Raises:
+        DataError: if a special token is missing, or there is no example at all.
+    """
+
+    supervises: ClassVar[tuple[str, ...]]
+    """Targets that find their labels in the batches; the first is the one with a label a token."""
+    needs: ClassVar[tuple[str, ...]] = ("cls", "sep", "mask")
+    """Special tokens that the tokenizer must have."""
+
+    def __init__(
+        self,
+        config: Any,
+        shards: Documents,
+        tokenizer: Vocabulary,
+        seed: int,
+        documents: Integers | None = None,
+    ) -> None:
+        self.config = config
+        self.shards = shards
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.name: str = config.name or type(self).__name__
+        for role in self.needs:
+            self.special(role)
+        every = np.arange(shards.documents, dtype=np.int64)
+        self.documents = every if documents is None else documents
+        self._prepare()
+        if not len(self):
+            raise DataError(
+                f"objective `{self.name}` finds no example: the {len(self.documents)} documents "
+                f"that it may use of the {shards.documents} stored hold no token; preprocess a "
+                "corpus with text in it or hold out fewer documents"
+            )
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Index the documents `self.documents`; called once."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Examples in an epoch."""
+
+    @abstractmethod
+    def make(self, epoch: int, index: int) -> Example:
+        """Example number `index` of `epoch`."""
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Pad examples to one grid [B, S] on the CPU."""
+        lengths = np.array([len(example["ids"]) for example in examples])
+        width = self._width(int(lengths.max()))
+        valid = np.arange(width) < lengths[:, None]
+
+        def grid(name: str, fill: int) -> torch.Tensor:
+            values = np.full(valid.shape, fill, np.int64)
+            values[valid] = np.concatenate([example[name] for example in examples])
+            return torch.from_numpy(values)
+
+        pad = self.tokenizer.pad or 0
+        inputs = {"ids": grid("ids", pad)}
+        inputs |= {key: grid(key, 0) for key in ("segments", "positions") if key in examples[0]}
+        # Padding belongs to document 0: no position is left without one that it may attend to.
+        documents = grid("documents", 0) if "documents" in examples[0] else None
+        layout = Layout.of(torch.from_numpy(valid), documents=documents)
+        index = np.concatenate([e["index"] + row * width for row, e in enumerate(examples)])
+        labels = np.concatenate([example["labels"] for example in examples])
+        if len(labels) == valid.size:
+            supervised = Labels(torch.from_numpy(labels.reshape(valid.shape)))
+        else:
+            supervised = Labels(torch.from_numpy(labels), torch.from_numpy(index))
+        return Batch(
+            streams={"src": Stream(inputs, layout)},
+            labels={self.supervises[0]: supervised},
+            tokens=int(lengths.sum()),
+        )
+
+    def special(self, role: str) -> int:
+        """Id of the special token `role`, such as "sep".
+
+        Raises:
+            DataError: if the tokenizer has none.
+        """
+        found: int | None = getattr(self.tokenizer, role)
+        if found is None:
+            raise DataError(
+                f"objective `{self.name}` needs the special token `{role}`, but the tokenizer of "
+                "the data has none; preprocess with a vocabulary that has it or choose another "
+                "objective"
+            )
+        return found
+
+    def _width(self, longest: int) -> int:
+        """Positions of a grid; rounding up never exceeds what the model is told to take."""
+        step: int = self.config.pad_to
+        limit: int = self.config.length
+        return max(longest, min(-(-longest // step) * step, limit))
+
+
+OBJECTIVES: Registry[Objective] = Registry("objective", "tencentpretrain.data.objectives")

@@ -1,0 +1,207 @@
+"""What a directory of shards looks like: columns, file names and the index.
+
+index.json        written last: format, counts, columns, sizes and checksums of all files
+tokenizer/        the tokenizer that made the ids
+00000.tokens.npy  the values of the main column, all documents in a row
+00000.offsets.npy where each document begins in it, and where the last one ends [documents + 1]
+00000.sentences.npy, 00000.sentences.offsets.npy   another ragged column, with its own offsets
+00000.words.npy   a column along another one, here one bit for each token, eight to a byte
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from tencentpretrain.data.checksum import file_checksum
+from tencentpretrain.errors import DataError
+
+FORMAT_VERSION: Final = 1
+INDEX: Final = "index.json"
+TOKENIZER: Final = "tokenizer"
+MAIN: Final = "tokens"
+"""Column whose values are counted and which says where documents begin."""
+
+Array = NDArray[Any]
+Dtype = Literal["bit", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32"]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")]
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Column(_Stored):
+    """One column of numbers, ragged over the documents."""
+
+    dtype: Dtype
+    """Type of the values; "bit" is stored eight to a byte."""
+    along: Name | None = None
+    """Another column that this one has one value for each value of; None: lengths of its own."""
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        return np.dtype("uint8" if self.dtype == "bit" else self.dtype)
+
+
+class StoredFile(_Stored):
+    """Size and checksum of a file."""
+
+    bytes: NonNegativeInt
+    checksum: str
+
+
+class Shard(_Stored):
+    """Counts of one shard."""
+
+    documents: NonNegativeInt
+    values: dict[Name, NonNegativeInt]
+    """Number of values by column."""
+    max_token: int
+    """Largest value of the main column, -1 where it is empty."""
+
+
+class Index(_Stored):
+    """The content of `index.json`."""
+
+    format: int
+    documents: NonNegativeInt
+    tokens: NonNegativeInt
+    vocab_size: PositiveInt
+    columns: dict[Name, Column]
+    shards: tuple[Shard, ...]
+    files: dict[str, StoredFile]
+    tokenizer: str | None
+    """Fingerprint of the tokenizer; None for columns that need none."""
+    source: dict[str, int]
+    """Counts of what the corpus held and what was left out, by name."""
+    fingerprint: str
+    """Equal where all values are equal."""
+
+
+def values_name(shard: int, column: str) -> str:
+    return f"{shard:05d}.{column}.npy"
+
+
+def offsets_name(shard: int, column: str) -> str:
+    return f"{shard:05d}.offsets.npy" if column == MAIN else f"{shard:05d}.{column}.offsets.npy"
+
+
+def shard_files(shard: int, columns: dict[str, Column]) -> list[str]:
+    """Names of all files of one shard."""
+    names = [values_name(shard, name) for name in columns]
+    return names + [offsets_name(shard, n) for n, column in columns.items() if not column.along]
+
+
+def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """The smallest type that holds all ids of a vocabulary."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def text_columns(vocab_size: int, has_words: bool = False) -> dict[str, Column]:
+    """Columns of tokenised text: ids, ends of sentences in tokens, and maybe starts of words."""
+    columns = {MAIN: Column(dtype=token_dtype(vocab_size)), "sentences": Column(dtype="uint32")}
+    return columns | ({"words": Column(dtype="bit", along=MAIN)} if has_words else {})
+
+
+def fingerprint_of(content: dict[str, Any]) -> str:
+    """SHA-256 over everything that the values depend on."""
+    parts = {key: content[key] for key in ("format", "vocab_size", "columns", "files", "tokenizer")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def read_index(directory: Path) -> Index:
+    """The index of a directory of shards.
+
+    Raises:
+        DataError: if there is none, it is damaged, or of another version.
+    """
+    path = directory / INDEX
+    if not directory.is_dir():
+        found = "is a file" if directory.exists() else "does not exist"
+        raise DataError(f"{directory} {found}; give a directory that preprocess.py has made")
+    if not path.is_file():
+        raise DataError(
+            f"{directory} holds no shards: there is no {INDEX}; make them with preprocess.py"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+        version = content["format"]
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format version {version!r}, but this program reads {FORMAT_VERSION}; "
+                f"preprocess the corpus again"
+            )
+        index = Index.model_validate(content)
+    except (ValueError, TypeError, KeyError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise DataError(f"{path} is damaged ({reason}); preprocess the corpus again") from error
+    _check_index(path, content, index)
+    return index
+
+
+def _check_index(path: Path, content: dict[str, Any], index: Index) -> None:
+    """Whether the parts of the index agree with each other."""
+    expected = {name for s in range(len(index.shards)) for name in shard_files(s, index.columns)}
+    sums = [
+        (index.documents, sum(shard.documents for shard in index.shards)),
+        (index.tokens, sum(shard.values.get(MAIN, -1) for shard in index.shards)),
+    ]
+    along = {column.along for column in index.columns.values() if column.along}
+    if (
+        MAIN not in index.columns
+        or not along <= {name for name, column in index.columns.items() if not column.along}
+        or expected != set(index.files)
+        or any(total != parts for total, parts in sums)
+        or any(set(shard.values) != set(index.columns) for shard in index.shards)
+        or index.fingerprint != fingerprint_of(content)
+    ):
+        raise DataError(f"{path} is damaged (its parts disagree); preprocess the corpus again")
+    largest = max((shard.max_token for shard in index.shards), default=-1)
+    if largest >= index.vocab_size:
+        raise DataError(
+            f"{path}: the token id {largest} is not in the vocabulary of {index.vocab_size} entries"
+        )
+
+
+class ArrayFile:
+    """A one-dimensional `.npy` file that grows while it is written."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.size = 0
+        self._file = open(path, "wb")  # noqa: SIM115 - stays open until `close`
+        self._write_header()
+
+    def append(self, values: Array) -> None:
+        """Write `values` [N] behind what is there."""
+        data = np.ascontiguousarray(values, self.dtype)
+        self._file.write(data.data)
+        self.size += len(data)
+
+    def close(self) -> StoredFile:
+        """Complete the header, wait for the disk, and describe the file."""
+        end = self._file.tell()
+        self._file.seek(0)
+        self._write_header()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        # The header is known last, so the checksum takes a second reading, from the page cache.
+        return StoredFile(bytes=end, checksum=file_checksum(self.path))
+
+    def abandon(self) -> None:
+        self._file.close()
+
+    def _write_header(self) -> None:
+        # numpy reserves room for a first axis of 21 digits, so the length never changes.
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.size,)}
+        np.lib.format.write_array_header_1_0(self._file, header)

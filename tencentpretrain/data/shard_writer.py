@@ -1,0 +1,278 @@
+"""Writing shards: in order, in constant memory, and under the final name only when complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tencentpretrain.data.shard_format import (
+    FORMAT_VERSION,
+    INDEX,
+    MAIN,
+    TOKENIZER,
+    Array,
+    ArrayFile,
+    Column,
+    Shard,
+    StoredFile,
+    fingerprint_of,
+    offsets_name,
+    text_columns,
+    values_name,
+)
+from tencentpretrain.errors import DataError
+from tencentpretrain.tokenizers.base import Tokenizer
+
+SHARD_TOKENS: Final = 1 << 27
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Values of several documents in a row [N], and how many each document has [D]."""
+
+    values: Array
+    lengths: NDArray[np.int64]
+
+
+class ShardWriter:
+    """Writes documents to a new directory; use it in a `with` statement.
+
+    The directory appears when the `with` block is left, complete; an exception leaves nothing.
+
+    Args:
+        directory: must not exist, unless `overwrite` allows to replace a directory of shards.
+        columns: what each document has; `text_columns` where None.
+        vocab_size: ids of the main column are below it; that of the tokenizer where None.
+        tokenizer: saved beside the shards.
+        shard_tokens: a shard is closed behind the document that reaches this many tokens.
+
+    Raises:
+        DataError: if `directory` exists.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        tokenizer: Tokenizer | None = None,
+        *,
+        columns: Mapping[str, Column] | None = None,
+        vocab_size: int | None = None,
+        shard_tokens: int = SHARD_TOKENS,
+        overwrite: bool = False,
+    ) -> None:
+        if vocab_size is None:
+            if tokenizer is None:
+                raise ValueError("a ShardWriter needs a tokenizer or a vocab_size")
+            vocab_size = tokenizer.vocab_size
+        check_output(directory, overwrite)
+        self.directory = directory
+        self.columns = dict(columns or text_columns(vocab_size))
+        self.vocab_size = vocab_size
+        self.source: dict[str, int] = {}
+        self._tokenizer = tokenizer
+        self._shard_tokens = shard_tokens
+        self._shards: list[Shard] = []
+        self._stored: dict[str, StoredFile] = {}
+        self._open: _OpenShard | None = None
+
+    def __enter__(self) -> Self:
+        parent = self.directory.absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self.directory.name}.", dir=parent))
+        # mkdtemp keeps others out; the result is to be as readable as any directory.
+        mask = os.umask(0)
+        os.umask(mask)
+        self._temporary.chmod(0o777 & ~mask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            if self._open is not None:
+                self._open.abandon()
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def write(self, documents: Mapping[str, Ragged]) -> None:
+        """Append documents; a column along another one needs no lengths of its own."""
+        main = documents[MAIN]
+        ends = np.concatenate([[0], np.cumsum(main.lengths)])
+        start, count = 0, len(main.lengths)
+        while start < count:
+            shard = self._open = self._open or _OpenShard(
+                self._temporary, len(self._shards), self.columns
+            )
+            # The first document that fills the shard is its last one.
+            full = ends[start] + self._shard_tokens - shard.tokens
+            stop = min(int(np.searchsorted(ends, full)), count)
+            stop = max(stop, start + 1)
+            shard.append(documents, start, stop)
+            start = stop
+            if shard.tokens >= self._shard_tokens:
+                self._close_shard()
+
+    def add(self, sentences: Sequence[Sequence[int]]) -> None:
+        """Append one document, given by the ids of its sentences."""
+        lengths = np.array([len(sentence) for sentence in sentences], np.int64)
+        ids = np.array([number for sentence in sentences for number in sentence], np.int64)
+        one = np.ones(1, np.int64)
+        self.write(
+            {
+                MAIN: Ragged(ids, lengths.sum() * one),
+                "sentences": Ragged(np.cumsum(lengths), len(lengths) * one),
+            }
+        )
+
+    def _close_shard(self) -> None:
+        if self._open is not None:
+            shard, files = self._open.close()
+            self._shards.append(shard)
+            self._stored |= files
+            self._open = None
+
+    def _finish(self) -> None:
+        self._close_shard()
+        if self._tokenizer is not None:
+            self._tokenizer.save(self._temporary / TOKENIZER)
+            _sync(self._temporary / TOKENIZER)
+        content = {
+            "format": FORMAT_VERSION,
+            "documents": sum(shard.documents for shard in self._shards),
+            "tokens": sum(shard.values[MAIN] for shard in self._shards),
+            "vocab_size": self.vocab_size,
+            "columns": {name: column.model_dump() for name, column in self.columns.items()},
+            "shards": [shard.model_dump() for shard in self._shards],
+            "files": {name: file.model_dump() for name, file in self._stored.items()},
+            "tokenizer": self._tokenizer and self._tokenizer.fingerprint,
+            "source": self.source,
+        }
+        content["fingerprint"] = fingerprint_of(content)
+        with open(self._temporary / INDEX, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(self._temporary)
+        self._publish()
+
+    def _publish(self) -> None:
+        """Give the complete directory its name; an old one steps aside for the moment."""
+        parent = self.directory.absolute().parent
+        if self.directory.exists():
+            with tempfile.TemporaryDirectory(prefix=f".{self.directory.name}.", dir=parent) as old:
+                os.rename(self.directory, Path(old) / "replaced")
+                os.rename(self._temporary, self.directory)
+        else:
+            os.rename(self._temporary, self.directory)
+        _sync(parent)
+
+
+class _OpenShard:
+    """The files of the shard that is being written."""
+
+    def __init__(self, directory: Path, number: int, columns: dict[str, Column]) -> None:
+        self.tokens = 0
+        self._columns = columns
+        self._documents = 0
+        self._max_token = -1
+        self._values = {
+            name: ArrayFile(directory / values_name(number, name), column.stored_dtype)
+            for name, column in columns.items()
+        }
+        self._offsets = {
+            name: ArrayFile(directory / offsets_name(number, name), np.dtype(np.int64))
+            for name, column in columns.items()
+            if column.along is None
+        }
+        self._counts = dict.fromkeys(columns, 0)
+        self._rest: dict[str, Array] = {
+            name: np.zeros(0, bool) for name, column in columns.items() if column.dtype == "bit"
+        }
+        for file in self._offsets.values():
+            file.append(np.zeros(1, np.int64))
+
+    def append(self, documents: Mapping[str, Ragged], start: int, stop: int) -> None:
+        """Append the documents `start` to `stop` of a batch."""
+        for name, column in self._columns.items():
+            lengths = documents[column.along or name].lengths
+            ends = np.cumsum(lengths)
+            first = int(ends[start] - lengths[start])
+            last = int(ends[stop - 1])
+            values = documents[name].values[first:last]
+            if len(values) != last - first:
+                raise ValueError(f"column `{name}` has fewer values than its lengths say")
+            if column.along is None:
+                self._offsets[name].append(self._counts[name] + ends[start:stop] - first)
+            self._counts[name] += last - first
+            if column.dtype == "bit":
+                values = self._pack(name, values)
+            self._values[name].append(values)
+            if name == MAIN and last > first:
+                self._max_token = max(self._max_token, int(values.max()))
+        self._documents += stop - start
+        self.tokens = self._counts[MAIN]
+
+    def close(self) -> tuple[Shard, dict[str, StoredFile]]:
+        for name, rest in self._rest.items():
+            self._values[name].append(np.packbits(rest))
+        files = [*self._values.values(), *self._offsets.values()]
+        stored = {file.path.name: file.close() for file in files}
+        shard = Shard(
+            documents=self._documents, values=dict(self._counts), max_token=self._max_token
+        )
+        return shard, stored
+
+    def abandon(self) -> None:
+        for file in [*self._values.values(), *self._offsets.values()]:
+            file.abandon()
+
+    def _pack(self, name: str, bits: Array) -> Array:
+        """Whole bytes of what is there; bits of an incomplete one wait."""
+        bits = np.concatenate([self._rest[name], bits.astype(bool)])
+        whole = len(bits) // 8 * 8
+        self._rest[name] = bits[whole:]
+        return np.packbits(bits[:whole])
+
+
+def check_output(directory: Path, overwrite: bool) -> None:
+    """Refuse a directory that exists, unless it may be replaced.
+
+    Raises:
+        DataError: if it exists; also with `overwrite` if it is not a directory of shards.
+    """
+    if not directory.exists() and not directory.is_symlink():
+        return
+    if not overwrite:
+        raise DataError(
+            f"{directory} exists; choose another output, or replace it with `overwrite=true`"
+        )
+    if directory.is_symlink() or not directory.is_dir():
+        raise DataError(f"{directory} is not a directory of shards, and is not replaced")
+    if any(directory.iterdir()) and not (directory / INDEX).is_file():
+        raise DataError(
+            f"{directory} holds no {INDEX}: it is not replaced, as it may be something else"
+        )
+
+
+def _sync(directory: Path) -> None:
+    """Wait until the names in `directory` are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

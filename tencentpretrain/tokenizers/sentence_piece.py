@@ -1,0 +1,117 @@
+"""SentencePiece models (Kudo and Richardson, 2018, arXiv:1808.06226)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import ClassVar, Final, Literal, Self
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from tencentpretrain.errors import DataError
+from tencentpretrain.tokenizers.base import DESCRIPTION, TOKENIZERS, Role, Tokenizer
+from tencentpretrain.tokenizers.vocabulary import MODEL, inside, read_bytes
+
+FIRST_OF_XLMR: Final = ("<s>", "<pad>", "</s>", "<unk>")
+
+
+@TOKENIZERS.register("sentencepiece")
+class SentencePieceTokenizer(Tokenizer):
+    """Pieces of raw text, spaces included; what a model defines as user symbols stays whole."""
+
+    class Config(Tokenizer.Config):
+        ids: Literal["model", "xlmr"] = "model"
+        """Numbering: that of the model file, or that of XLM-R, which has `<s> <pad> </s> <unk>`
+        first and `<mask>` last."""
+
+    usual: ClassVar[Mapping[Role, tuple[str, ...]]] = {
+        "pad": ("<pad>", "[PAD]"),
+        "unk": ("<unk>", "[UNK]"),
+        "cls": ("[CLS]", "<s>"),
+        "sep": ("[SEP]", "</s>"),
+        "mask": ("[MASK]", "<mask>"),
+        "bos": ("<s>", "[CLS]"),
+        "eos": ("</s>", "[SEP]"),
+    }
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=files[MODEL])
+        is_xlmr = json.loads(files[DESCRIPTION])["ids"] == "xlmr"
+        own = [self._model.id_to_piece(number) for number in range(len(self._model))]
+        pieces = _pieces(own, is_xlmr)
+        position = {piece: number for number, piece in enumerate(pieces)}
+        # [pieces of the model] -> our id, and back; -1 for our own additions
+        self._to_ours = np.array([position[piece] for piece in own], np.int32)
+        self._to_model = np.full(len(pieces), -1, np.int32)
+        self._to_model[self._to_ours] = np.arange(len(own))
+        inside = [not piece.startswith("▁") for piece in pieces]
+        super().__init__(files, pieces, np.array(inside, bool))
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        return cls(files)
+
+    @classmethod
+    def from_config(cls, config: SentencePieceTokenizer.Config) -> Self:
+        path = inside(config.vocab, MODEL)
+        content = read_bytes(path, "SentencePiece model")
+        names = _pieces(_check_model(path, content, config.ids), config.ids == "xlmr")
+        return cls({MODEL: content, **cls.describe(config, names, ids=config.ids)})
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids.tolist() for ids in self._encode(texts)]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        encoded = self._encode(texts)
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        flat = np.concatenate(encoded) if encoded else np.zeros(0, np.int32)
+        return flat.astype(np.uint32), lengths
+
+    def encode_ends(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        encoded = self._model.encode(list(texts), return_type="offset_mapping", num_threads=1)
+        return [
+            (self._to_ours[e["ids"]].tolist(), [end for _, end in e["offsets"]])
+            if e["ids"]
+            else ([], [])
+            for e in encoded
+        ]
+
+    def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        return [ids or [self.require("unk")] for ids in self.encode_batch(words)]
+
+    def _encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        encoded = self._model.encode(list(texts), return_type="numpy", num_threads=1)
+        return [self._to_ours[ids] for ids in encoded]
+
+    def _decode(self, ids: list[int]) -> str:
+        parts: list[str] = []
+        for is_special, run in groupby(ids, self.special_ids.__contains__):
+            if is_special:
+                parts += [self.token(number) for number in run]
+            else:
+                parts.append(self._model.decode(self._to_model[list(run)].tolist()))
+        return " ".join(parts)
+
+
+def _pieces(own: Sequence[str], is_xlmr: bool) -> list[str]:
+    """Pieces by our ids."""
+    return [*FIRST_OF_XLMR, *own[3:], "<mask>"] if is_xlmr else list(own)
+
+
+def _check_model(path: Path, content: bytes, ids: str) -> list[str]:
+    """The pieces of a model file, if it can be used."""
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        raise DataError(f"{path} is not a SentencePiece model") from error
+    own = [model.id_to_piece(number) for number in range(len(model))]
+    if ids == "xlmr" and own[:3] != ["<unk>", "<s>", "</s>"]:
+        raise DataError(
+            f"{path} begins with the pieces {own[:3]}, but the numbering `xlmr` needs a model that "
+            f"begins with `<unk>`, `<s>`, `</s>`; leave `tokenizer.ids` at `model`"
+        )
+    return own

@@ -1,0 +1,124 @@
+"""When checkpoints are saved; `CheckpointStore` knows how."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tencentpretrain.config import Config, PositiveInt
+from tencentpretrain.train.callbacks.base import Callback
+from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore
+from tencentpretrain.train.load import load_weights, state_tensors
+from tencentpretrain.train.optimizer_state import load_optimizer, optimizer_tensors
+
+if TYPE_CHECKING:
+    from tencentpretrain.train.trainer import Trainer
+
+log = logging.getLogger("tencentpretrain")
+
+
+class CheckpointConfig(Config):
+    """When a run is saved and what is kept."""
+
+    every: PositiveInt = 1000
+    """Steps between two checkpoints; the end of a run and an interruption are always saved."""
+    keep_last: PositiveInt = 2
+    """How many of the newest checkpoints are kept."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints at multiples of so many steps are kept for ever."""
+    save_best: bool = True
+    """Also save at an evaluation that is the best so far, and keep that one."""
+
+
+class Checkpointer(Callback):
+    """Saves everything that a restart needs; the run cannot be resumed without it.
+
+    Args:
+        store: Where to.
+        config: When.
+        files: Saved in each checkpoint: config.yaml, tokenizer and what a task learned.
+        score: Evaluation result that decides which checkpoint is the best.
+        fingerprints: What the state belongs to, by name.
+    """
+
+    order = 90
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        config: CheckpointConfig,
+        files: Mapping[str, bytes | Path],
+        score: str,
+        fingerprints: Mapping[str, str],
+    ) -> None:
+        self.store, self.config, self.files = store, config, files
+        self.score, self.fingerprints = score, fingerprints
+        self.best: float | None = None
+        self.scored: tuple[int, float] | None = None
+        self.saved_step = -1
+
+    def evaluated(self, trainer: Trainer, results: dict[str, float]) -> None:
+        if self.score in results:
+            self.scored = trainer.step, results[self.score]
+
+    def step_end(self, trainer: Trainer) -> None:
+        if self._is_best(trainer) or trainer.step % self.config.every == 0:
+            self.save(trainer)
+
+    def fit_end(self, trainer: Trainer) -> None:
+        if self.saved_step != trainer.step:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> Path:
+        """Save the state of `trainer` as it is between two steps."""
+        if trainer.config.nonfinite == "raise":
+            trainer.check_finite()
+        score = self.scored[1] if self.scored and self.scored[0] == trainer.step else None
+        path = self.store.save(
+            trainer.step,
+            {
+                "model": state_tensors(trainer.model),
+                "optimizer": optimizer_tensors(trainer.optimizer, trainer.model),
+            },
+            trainer.state_dict(),
+            self.files,
+            score,
+            self.fingerprints,
+        )
+        self.saved_step = trainer.step
+        trainer.call("checkpoint_saved", path)
+        return path
+
+    def restore(self, trainer: Trainer, checkpoint: Checkpoint | None = None) -> None:
+        """Bring `trainer` to `checkpoint`, by default the newest one.
+
+        Raises:
+            CheckpointError: if there is none or it does not fit.
+        """
+        found = checkpoint or self.store.latest()
+        if found is None:
+            return
+        load_weights(trainer.model, found.tensors("model", trainer.device))
+        optimizer = found.tensors("optimizer", trainer.device)
+        load_optimizer(trainer.optimizer, trainer.model, optimizer)
+        trainer.load_state_dict(found.state())
+        self.saved_step = trainer.step
+
+    def _is_best(self, trainer: Trainer) -> bool:
+        if not self.config.save_best or not self.scored or self.scored[0] != trainer.step:
+            return False
+        score = self.scored[1]
+        if self.best is not None and not (
+            score < self.best if self.store.mode == "min" else score > self.best
+        ):
+            return False
+        self.best = score
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state.get("best")

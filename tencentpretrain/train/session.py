@@ -1,0 +1,330 @@
+"""A training run in its directory: what pre-training and fine-tuning have in common."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from tencentpretrain.config import (
+    Choice,
+    ComponentConfig,
+    Config,
+    ConfigError,
+    NonNegativeInt,
+    PathLike,
+    Problem,
+    SerializeAsAny,
+    check,
+)
+from tencentpretrain.data.loader import Examples, Loader
+from tencentpretrain.distributed.parallel import PARALLELS, Parallel
+from tencentpretrain.errors import CheckpointError, before_start
+from tencentpretrain.model import Model, parameter_count
+from tencentpretrain.tokenizers.base import Tokenizer
+from tencentpretrain.train.callbacks.base import CALLBACKS, Callback
+from tencentpretrain.train.callbacks.evaluation import Evaluate, Evaluator
+from tencentpretrain.train.callbacks.logging import Console, JsonLines, TensorBoard
+from tencentpretrain.train.callbacks.saving import CheckpointConfig, Checkpointer
+from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore, RunLock, open_checkpoint
+from tencentpretrain.train.load import load_weights
+from tencentpretrain.train.optim import OPTIMIZERS
+from tencentpretrain.train.schedule import SCHEDULES, ScheduleConfig
+from tencentpretrain.train.trainer import Trainer, TrainerConfig
+from tencentpretrain.wrappers.base import WRAPPERS
+
+log = logging.getLogger("tencentpretrain")
+
+BINDING = ("model", "task", "wrappers", "seed")
+"""Sections of the config that a run cannot change on its way."""
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+
+class RunConfig(Config):
+    """Keys of every training run."""
+
+    run_dir: PathLike
+    """Directory of the run: config, metrics, checkpoints; the same command continues it."""
+    init: str = "none"
+    """Run directory or checkpoint whose weights to start from; none draws them at random."""
+    init_missing: list[str] = []
+    """Patterns of parameter names that `init` may lack; they start at random."""
+    init_unexpected: list[str] = []
+    """Patterns of names in `init` that the model may lack; they are left out."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """Continue the run in run_dir: auto if it exists, never (refuse), or must (it has to exist)."""
+    seed: NonNegativeInt = 0
+    """Decides initial weights, order and content of the examples, and dropout."""
+    dry_run: bool = False
+    """Build everything, take one step, save and read it back elsewhere, and tell what it costs."""
+    plugins: list[str] = []
+    """Packages to import that register components of your own."""
+    trainer: TrainerConfig = TrainerConfig()
+    """Length, batches, precision and rhythm of training."""
+    optim: Annotated[SerializeAsAny[ComponentConfig], Choice(OPTIMIZERS, "adamw")] = (
+        OPTIMIZERS.default("adamw")
+    )
+    """Optimiser."""
+    schedule: Annotated[SerializeAsAny[ComponentConfig], Choice(SCHEDULES, "linear")] = (
+        SCHEDULES.default("linear")
+    )
+    """Learning rate over the run."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the run is saved and what is kept."""
+    parallel: Annotated[SerializeAsAny[ComponentConfig], Choice(PARALLELS, "none")] = (
+        PARALLELS.default("none")
+    )
+    """How many processes share the run."""
+    wrappers: dict[str, Annotated[SerializeAsAny[ComponentConfig], Choice(WRAPPERS)]] = {}
+    """Changes to the built model, by name."""
+    callbacks: dict[str, Annotated[SerializeAsAny[ComponentConfig], Choice(CALLBACKS)]] = {}
+    """Callbacks to add, by name."""
+
+    @check("schedule", "trainer")
+    def _warmup_fits(self) -> str | None:
+        warmup = getattr(self.schedule, "warmup_steps", None)
+        if warmup is None or self.trainer.steps is None or warmup <= self.trainer.steps:
+            return None
+        return (
+            f"schedule.warmup_steps must be at most trainer.steps={self.trainer.steps}, "
+            f"but is {warmup}"
+        )
+
+
+@dataclass
+class Job:
+    """What a kind of run gives to the session.
+
+    Args:
+        model: Built and initialised, on its device.
+        examples: To train on.
+        evaluate: Results of an evaluation by name.
+        score: Name of the result that decides which checkpoint is the best.
+        mode: Whether small or great scores are good.
+        tokenizer: Saved with every checkpoint; None where there is none.
+        files: Further files of every checkpoint, by name.
+        fingerprints: Of the data; a resumed run must have the same.
+        workers: Processes that make examples.
+    """
+
+    model: Model
+    examples: Examples
+    evaluate: Evaluate
+    score: str = "eval/loss"
+    mode: Literal["min", "max"] = "min"
+    tokenizer: Tokenizer | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    workers: int = 0
+
+
+class Session:
+    """Opens a run directory, and trains a `Job` in it from wherever it was left.
+
+    Args:
+        config: The run.
+
+    Raises:
+        UserError: if the directory is not what `config.resume` says, or belongs to another run.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.parallel: Parallel = PARALLELS.build(config.parallel)
+        self.found = self._find()
+
+    def _find(self) -> Checkpoint | None:
+        config, directory = self.config, self.config.run_dir
+        if directory.exists() and not directory.is_dir():
+            raise ConfigError.at("run_dir", f"must be a directory, but `{directory}` is a file")
+        found = CheckpointStore(directory).latest()
+        if found is None and config.resume == "must":
+            raise CheckpointError(
+                f"there is nothing to resume in `{directory}`; correct run_dir, or let "
+                "resume=auto start a new run"
+            )
+        if found is not None and config.resume == "never":
+            raise CheckpointError(
+                f"`{directory}` holds a run at step {found.step}; choose another run_dir, or let "
+                "resume=auto continue it"
+            )
+        if found is not None and not config.dry_run:
+            self._compare(yaml.safe_load(found.file("config.yaml").read_text("utf-8")))
+        return found
+
+    def _compare(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to continue as a different run; say what else changes."""
+        before, now = flatten(saved), flatten(self.config.to_dict())
+        changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        binding = [key for key in changed if key.split(".")[0] in BINDING]
+        if binding:
+            raise ConfigError(
+                Problem(
+                    key,
+                    f"is {now.get(key)!r}, but the run in `{self.config.run_dir}` has "
+                    f"{before.get(key)!r}; use that, or another run_dir",
+                )
+                for key in binding
+            )
+        for key in changed:
+            if key.startswith(("optim", "schedule", "trainer.steps", "trainer.batch_size")):
+                log.warning(f"{key} changes from {before.get(key)} to {now.get(key)}")
+
+    def steps(self, examples: Examples) -> int:
+        """Length of the run in updates.
+
+        Raises:
+            ConfigError: if neither steps nor epochs are given.
+        """
+        trainer = self.config.trainer
+        if trainer.steps is not None:
+            return trainer.steps
+        if not trainer.epochs:
+            raise ConfigError.at("trainer.steps", "is required (or trainer.epochs)")
+        return max(1, round(trainer.epochs * len(examples) / trainer.batch_size))
+
+    def init_weights(self, model: Model, allow: tuple[str, ...] = ()) -> None:
+        """Load the weights that `config.init` names, unless a run is continued.
+
+        Args:
+            model: Where to.
+            allow: Patterns that may be missing or left over, beside the user's.
+
+        Raises:
+            CheckpointError: if the names or shapes do not fit.
+        """
+        if self.config.init == "none" or self.found is not None:
+            return
+        source = open_checkpoint(Path(self.config.init))
+        report = load_weights(
+            model,
+            source.tensors("model", self.parallel.device),
+            allow_missing=[*allow, *self.config.init_missing],
+            allow_unexpected=[*allow, *self.config.init_unexpected],
+        )
+        log.info(f"init from {source.path}: {report}")
+
+    def trainer(self, job: Job, run_dir: Path) -> Trainer:
+        """Put together a trainer that writes to `run_dir`, at the state that it was left in."""
+        config, steps = self.config, self.steps(job.examples)
+        for wrapper in config.wrappers.values():
+            WRAPPERS.build(wrapper).apply(job.model)
+        self.parallel.prepare(job.model)
+        store = CheckpointStore(
+            run_dir,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.save_best,
+            keep_every=config.checkpoint.keep_every,
+            mode=job.mode,
+        )
+        files: dict[str, bytes | Path] = {"config.yaml": dump_yaml(config), **job.files}
+        if job.tokenizer is not None:
+            job.tokenizer.save(run_dir / "tokenizer")
+            files["tokenizer"] = run_dir / "tokenizer"
+        saving = Checkpointer(store, config.checkpoint, files, job.score, job.fingerprints)
+        every = config.trainer.eval_every or max(1, steps // 10)
+        callbacks: list[Callback] = [
+            Console(),
+            JsonLines(run_dir / "metrics.jsonl"),
+            TensorBoard(run_dir / "tensorboard"),
+            Evaluator(job.evaluate, every),
+            saving,
+            *(CALLBACKS.build(callback) for callback in config.callbacks.values()),
+        ]
+        schedule_config = config.schedule
+        assert isinstance(schedule_config, ScheduleConfig)
+        trainer = Trainer(
+            job.model,
+            OPTIMIZERS.build(config.optim)(job.model),
+            SCHEDULES.build(schedule_config, steps),
+            Loader(
+                job.examples,
+                config.trainer.batch_size,
+                config.trainer.micro_batch_size or config.trainer.batch_size,
+                config.seed,
+                workers=job.workers,
+                rank=self.parallel.rank,
+                world=self.parallel.world,
+            ),
+            config.trainer,
+            steps=steps,
+            seed=config.seed,
+            parallel=self.parallel,
+            callbacks=callbacks,
+        )
+        trainer.restore = saving.restore
+        if self.found is not None and run_dir == config.run_dir:
+            self._check_fingerprints(self.found, job)
+            saving.restore(trainer, self.found)
+        return trainer
+
+    def run(self, job: Job) -> int:
+        """Train to the end or an interruption; returns the exit code."""
+        config = self.config
+        with before_start():
+            self.steps(job.examples)
+            if self.found is not None:
+                self._check_fingerprints(self.found, job)
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        with RunLock(config.run_dir):
+            replace_file(config.run_dir / "config.yaml", dump_yaml(config))
+            trainer = self.trainer(job, config.run_dir)
+            if trainer.step >= trainer.steps:
+                log.info(f"the run in {config.run_dir} is finished, at step {trainer.step}")
+                return 0
+            if trainer.step:
+                log.info(f"continuing {config.run_dir} from step {trainer.step}")
+            log.info(f"{describe(trainer)}; training to step {trainer.steps}")
+            trainer.fit()
+        if trainer.stop_reason is None:
+            log.info(f"finished at step {trainer.step}; the run is in {config.run_dir}")
+            return 0
+        log.info(
+            f"stopped by {trainer.stop_reason} at step {trainer.step}, saved in {config.run_dir}; "
+            "the same command continues"
+        )
+        return EXIT_CODES.get(trainer.stop_reason, 0)
+
+    def _check_fingerprints(self, found: Checkpoint, job: Job) -> None:
+        for name, value in found.manifest.fingerprints.items():
+            if job.fingerprints.get(name, value) != value:
+                raise CheckpointError(
+                    f"the run in `{self.config.run_dir}` was trained on other {name} (fingerprint "
+                    f"{value[:12]}, now {job.fingerprints[name][:12]}); use the same {name}, or "
+                    f"start another run with init={self.config.run_dir}"
+                )
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries by dotted path."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= flatten(item, f"{path}.{key}" if path else str(key))
+    return leaves
+
+
+def dump_yaml(config: Config) -> bytes:
+    """The whole config, defaults included, as YAML."""
+    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    return text.encode()
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace the content of `path` in one step."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def describe(trainer: Trainer) -> str:
+    """Size of the model, device and precision, for people."""
+    count = parameter_count(trainer.model)
+    dtype = str(trainer.dtype).removeprefix("torch.")
+    return f"{count / 1e6:.1f} M parameters on {trainer.device} in {dtype}"

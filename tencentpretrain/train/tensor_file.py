@@ -1,0 +1,138 @@
+"""Tensors in safetensors files: written one after another, read by the `safetensors` library.
+
+A file is the length of its header in 8 little-endian bytes, a JSON header with type, shape and
+place of every tensor, and their raw bytes (https://github.com/huggingface/safetensors). We write it
+ourselves because the library holds all bytes in memory at once and computes no checksum; we leave
+reading, where the input may be hostile, to the library. Nothing is ever pickled or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tencentpretrain.config import nearest
+from tencentpretrain.errors import CheckpointError
+from tencentpretrain.train.durable import DurableFile, FileRecord
+
+SUFFIX: Final = ".safetensors"
+_HEADER_ALIGNMENT: Final = 8
+_TYPES: Final = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> FileRecord:
+    """Write `tensors` to the new file `path` and wait until they are on the disk.
+
+    Equal tensors and metadata give equal bytes, whatever their order. Contiguous tensors in CPU
+    memory are not copied; from other devices one tensor at a time is.
+
+    Raises:
+        TypeError: if a tensor has a type or layout that the format cannot hold.
+        OSError: if the file exists or cannot be written; a part of it may be left.
+    """
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+    # Wide types first: then every tensor starts at a multiple of its width, as readers require.
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    with DurableFile(path) as file:
+        file.write(_header(tensors, ordered, metadata or {}))
+        for name in ordered:
+            file.write(_raw(tensors[name]))
+    return file.record
+
+
+def read_tensors(
+    path: Path, device: torch.device | str = "cpu", names: Iterable[str] | None = None
+) -> dict[str, Tensor]:
+    """Read all tensors, or those called `names`; on the CPU they are views of the mapped file.
+
+    Raises:
+        CheckpointError: if the file is absent or malformed, or lacks one of `names`.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            present = file.keys()
+            wanted = present if names is None else list(names)
+            absent = sorted(set(wanted) - set(present))
+            if absent:
+                hint = nearest(absent[0], present)
+                raise CheckpointError(f"`{path}` has no tensor `{absent[0]}`; {hint}")
+            return {name: file.get_tensor(name) for name in wanted}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"`{path}` is no readable safetensors file: {error}") from error
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Sorted names of the tensors in a file.
+
+    Raises:
+        CheckpointError: if the file is absent or malformed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return sorted(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"`{path}` is no readable safetensors file: {error}") from error
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    if name == "__metadata__":
+        raise TypeError("a tensor must not be called `__metadata__`: the format reserves the name")
+    if tensor.dtype not in _TYPES:
+        raise TypeError(f"tensor `{name}` is of type {tensor.dtype}, which no safetensors file has")
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else str(tensor.layout)
+        raise TypeError(f"tensor `{name}` must be dense and have values, but is {kind}")
+
+
+def _header(
+    tensors: Mapping[str, Tensor], ordered: list[str], metadata: Mapping[str, str]
+) -> bytes:
+    header: dict[str, object] = {}
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    end = 0
+    for name in ordered:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor; a view of its memory where that is contiguous and on the CPU."""
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

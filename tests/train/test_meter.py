@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from tencentpretrain.train.meter import Meter, Speed
+from tencentpretrain.types import Ratio, TargetOutput
+
+CPU = torch.device("cpu")
+
+
+def output(total: float, count: float, correct: float = 0) -> TargetOutput:
+    loss = Ratio(torch.tensor(total), torch.tensor(count))
+    return TargetOutput({"a": loss}, {"a/accuracy": Ratio(torch.tensor(correct), loss.count)})
+
+
+def test_a_mean_is_over_all_units_not_of_means() -> None:
+    meter = Meter({"a": 1.0}, "train", CPU)
+    meter.add(output(10, 1, correct=1))
+    meter.add(output(2, 3, correct=0))
+    assert meter.read() == {"train/loss": 3.0, "train/a/accuracy": 0.25}
+
+
+def test_several_losses_are_weighted_and_named() -> None:
+    meter = Meter({"a": 1.0, "b": 0.5}, "eval", CPU)
+    both = {name: Ratio(torch.tensor(4.0), torch.tensor(2)) for name in ("a", "b")}
+    meter.add(TargetOutput(both, {}))
+    assert meter.read() == {"eval/loss": 3.0, "eval/a/loss": 2.0, "eval/b/loss": 2.0}
+
+
+def test_steps_that_do_not_count_leave_no_trace() -> None:
+    meter = Meter({"a": 1.0}, "train", CPU)
+    meter.add(output(6, 2))
+    meter.add(output(float("nan"), 5), keep=torch.tensor(False))
+    assert meter.read()["train/loss"] == 3.0
+
+
+def test_state_comes_back_exactly() -> None:
+    first, second = Meter({"a": 1.0}, "train", CPU), Meter({"a": 1.0}, "train", CPU)
+    first.add(output(0.1, 3, correct=2))
+    second.load_state_dict(first.state_dict())
+    first.add(output(1 / 3, 7))
+    second.add(output(1 / 3, 7))
+    assert first.read() == second.read()
+
+
+def test_nothing_counted_is_no_record() -> None:
+    assert Meter({}, "train", CPU).read() == {}
+
+
+def test_peak_share_is_work_over_time_over_peak() -> None:
+    speed = Speed(peak=1e3)
+    speed.add(tokens=10, flops=500.0)
+    record = speed.read()
+    assert record["perf/peak_share"] == pytest.approx(record["perf/tokens_per_s"] / 20)
+    assert "perf/peak_share" not in Speed(None).read()
