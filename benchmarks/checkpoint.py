@@ -62,6 +62,10 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def listed(times: list[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in sorted(times))
+
+
 def measure(directory: Path, rounds: int) -> None:
     model, optimizer = build()
     parts = {"model": state_tensors(model), "optimizer": optimizer_tensors(optimizer, model)}
@@ -84,8 +88,8 @@ def measure(directory: Path, rounds: int) -> None:
     loaded += seconds(lambda: load_optimizer(optimizer, model, found.tensors("optimizer")))
     ratio = statistics.median(saved) / statistics.median(plain)
     print(f"bytes                   {size / 1e9:.2f} GB in {sum(map(len, parts.values()))} tensors")
-    print(f"plain writer, median    {statistics.median(plain):.2f} s  {sorted(plain)}")
-    print(f"checkpoint, median      {statistics.median(saved):.2f} s  {sorted(saved)}")
+    print(f"plain writer, median    {statistics.median(plain):.2f} s  (all: {listed(plain)})")
+    print(f"checkpoint, median      {statistics.median(saved):.2f} s  (all: {listed(saved)})")
     print(f"checkpoint / plain      {ratio:.2f} (at most 1.3 is wanted)")
     print(f"verifying all bytes     {checked:.2f} s")
     print(f"verifying and loading   {loaded:.2f} s")

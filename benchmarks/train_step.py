@@ -163,7 +163,9 @@ class Referee(transformers.TrainerCallback):
         if self.done % self.steps:
             return
         seconds = time.perf_counter() - self.began if self.done > self.steps else None
-        read = [self.batches[k % len(self.batches)] for k in range(self.done - self.steps, self.done)]
+        read = [
+            self.batches[k % len(self.batches)] for k in range(self.done - self.steps, self.done)
+        ]
         if seconds is not None:
             self.rates["transformers"].append(sum(b.tokens for b in read) / seconds)
         for name, turn in self.others.items():
@@ -221,7 +223,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
-    lines = ["| precision | contestant | tokens/s (median) | trainer against it |", "|---|---|---|---|"]
+    lines = [
+        "| precision | contestant | tokens/s (median) | trainer against it |",
+        "|---|---|---|---|",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         for precision in options.precision:
             rates = compete(Path(folder), precision, options.rounds, options.steps)

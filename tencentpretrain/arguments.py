@@ -148,9 +148,11 @@ def alternatives(text: str, options: Sequence[str]) -> list[str]:
         ValueError: if `text` means infinitely many values, or none.
     """
     override = _parse(text)
-    if override is None:
-        # Hydra refuses non-ASCII letters and parentheses, also between commas.
-        return [text] if text[:1] in ("[", "{", "'", '"') else text.split(",")
+    if override is None and text[:1] in ("[", "{", "'", '"'):
+        return [text]
+    if override is None or not set(text) & set("[{('\"\\"):
+        # Plain words keep their spelling; Hydra would refuse some and write 1e-4 as 0.0001.
+        return [part.strip() for part in text.split(",")]
     if not override.is_sweep_override():
         return [text]
     value: object = override.value()

@@ -69,7 +69,7 @@ _ALL = (
         run="tencentpretrain.tokenizers.train:run_build_vocab",
         examples=(
             "tokenizer=wordpiece corpus.path=corpus.txt output=vocab",
-            "tokenizer=bpe size=32000 'corpus.path=web/*.txt' output=bpe",
+            "tokenizer=bpe vocab_size=32000 'corpus.path=web/*.txt' output=bpe",
             "tokenizer=character corpus.path=corpus.txt output=characters",
         ),
     ),

@@ -56,10 +56,15 @@ class Composed:
     several: set[str] = field(default_factory=set)
 
 
-def groups(command: str) -> list[str]:
-    """Names of the groups that `command` takes."""
+def groups(command: str) -> dict[str, str | None]:
+    """The groups that `command` takes, and the option of each where none is given."""
     defaults = load_yaml(CONF / f"{command}.yaml").get("defaults", [])
-    return [str(group) for entry in defaults if isinstance(entry, dict) for group in entry]
+    return {
+        str(group): option
+        for entry in defaults
+        if isinstance(entry, dict)
+        for group, option in entry.items()
+    }
 
 
 def group_options(group: str) -> list[str]:
@@ -86,7 +91,9 @@ def compose(command: str, words: Sequence[str]) -> Composed:
         try:
             if not is_choice:
                 values.append(argument)
-            elif (choice := _choose(argument, values)) is not None:
+            elif argument.text is None or parse_value(argument.text) is None:
+                choices += [f"~{argument.key}"] if known[argument.key] else []
+            elif (choice := _choose(argument.key, argument.text, values)) is not None:
                 choices.append(choice)
         except ConfigError as error:
             result.problems += error.problems
@@ -102,13 +109,9 @@ def compose(command: str, words: Sequence[str]) -> Composed:
     return result
 
 
-def _choose(argument: Argument, values: list[Argument]) -> str | None:
+def _choose(group: str, text: str, values: list[Argument]) -> str | None:
     """Hydra's override for the choice of a group, or None if it became one of `values`."""
-    group = argument.key
-    option = None if argument.text is None else parse_value(argument.text)
-    if option is None:
-        return f"{group}=null"
-    option = str(option)
+    option = str(parse_value(text))
     folders = model_folders() if group == "model" else [CONF / group]
     if option.endswith((".yaml", ".yml")):
         file = Path(option).expanduser()
@@ -120,7 +123,7 @@ def _choose(argument: Argument, values: list[Argument]) -> str | None:
         return f"{group}={option}"
     else:
         # Maybe a component of a plug-in, which has no YAML file: its registry knows.
-        values.append(Argument(f"{group}.name", argument.text))
+        values.append(Argument(f"{group}.name", text))
         return None
     content = load_inherited(file.resolve(), folders)
     ConfigStore.instance().store(group=group, name=CHOSEN, node=content)
@@ -204,5 +207,6 @@ def _clean(node: Any, path: str, problems: list[Problem]) -> None:
 
 
 def missing_model() -> str:
-    """What to say where no model was chosen."""
-    return f"choose one with model=family/size or a path: {list_families(group_options('model'))}"
+    """What to choose from where no model was chosen."""
+    names = list_families(group_options("model"))
+    return f"model=family/size, or model=path to your own YAML file; there are {names}"

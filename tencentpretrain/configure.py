@@ -12,6 +12,7 @@ from tencentpretrain.config import Config, ConfigError, Problem, decode
 from tencentpretrain.registry import load_plugins, trust
 
 DOTTED_NAME: Final = re.compile(r"([A-Za-z_]\w*)(\.[A-Za-z_]\w*)*:[A-Za-z_][\w.]*")
+REQUIRED_MODEL: Final = ("model: is required", "model is required")
 
 
 def load_config(command: Command, words: Sequence[str]) -> Config:
@@ -48,7 +49,7 @@ def _is_within(path: str, key: str) -> bool:
 def _hinted(problem: Problem, composed: Composed) -> Problem:
     """`problem` with the way out that only the command line knows."""
     message = problem.message
-    if problem.path == "model" and message.startswith("is required"):
+    if "model" not in composed.data and str(problem).startswith(REQUIRED_MODEL):
         message = f"{message}; {missing_model()}"
     elif any(_is_within(problem.path, key) for key in composed.several):
         message = f"{message}; several values to try one after another need the flag -m"

@@ -21,8 +21,8 @@ from tencentpretrain.config import (
 )
 from tencentpretrain.data.objectives.base import OBJECTIVES
 from tencentpretrain.decoders.base import DECODERS, Decoder
-from tencentpretrain.embeddings.base import Embedding
-from tencentpretrain.encoders.base import ENCODERS, Encoder, EncoderConfig
+from tencentpretrain.embeddings.base import Embedding, EmbeddingConfig
+from tencentpretrain.encoders.base import ENCODERS, EncoderConfig
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import TARGETS, Targets
 from tencentpretrain.types import Batch, ModelOutput, TargetOutput
@@ -44,11 +44,11 @@ class ModelConfig(Config):
     """Width D of the model."""
     vocabulary: PositiveInt | None = None
     """Rows of the word table; null is the size of the tokenizer's vocabulary."""
-    embedding: Embedding.Config
+    embedding: EmbeddingConfig
     """Embedding of the source stream."""
     encoder: Annotated[SerializeAsAny[ComponentConfig], Choice(ENCODERS, "transformer")]
     """Encoder of the source stream."""
-    target_embedding: Embedding.Config | None = None
+    target_embedding: EmbeddingConfig | None = None
     """Embedding of the target stream of an encoder-decoder."""
     decoder: Annotated[SerializeAsAny[ComponentConfig] | None, Choice(DECODERS)] = None
     """Decoder; needs target_embedding."""

@@ -24,12 +24,14 @@ BY_SIZE: Final = ("tiny", "mini", "small", "medium", "base", "large", "xlarge", 
 def model_folders() -> list[Path]:
     """Folders of models, first found wins: ./models, that of the environment, the toolkit's own."""
     package = Path(__file__).resolve().parent
-    own = [package.parent / "models", package / "models"]
+    # Inside an installed package, beside it in a checkout.
+    inside = package / "models"
+    own = inside if inside.is_dir() else package.parent / "models"
     named = [Path(os.environ[ENVIRONMENT])] if os.environ.get(ENVIRONMENT) else []
     for folder in named:
         if not folder.is_dir():
             raise ConfigError.at("", f"{ENVIRONMENT}={folder} must be a folder, but is not")
-    found = [folder.resolve() for folder in (Path("models"), *named, *own) if folder.is_dir()]
+    found = [folder.resolve() for folder in (Path("models"), *named, own) if folder.is_dir()]
     return list(dict.fromkeys(found))
 
 

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from tencentpretrain.data.corpora import CorpusConfig, Slice
+from tencentpretrain.data.corpora import CorpusConfig
+from tencentpretrain.data.slices import Slice
 from tencentpretrain.errors import DataError
 
 MAX_CHARACTERS: Final = 1 << 16

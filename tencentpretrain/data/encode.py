@@ -13,11 +13,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tencentpretrain.data.corpora import CorpusConfig, Slice
+from tencentpretrain.data.corpora import CorpusConfig
 from tencentpretrain.data.documents import EMPTY, read_documents
 from tencentpretrain.data.segment import Segmenter, build_segmenter, word_starts
 from tencentpretrain.data.shard_format import MAIN, token_dtype
 from tencentpretrain.data.shard_writer import Ragged
+from tencentpretrain.data.slices import Slice
 from tencentpretrain.registry import load_plugins
 from tencentpretrain.tokenizers.base import Tokenizer
 

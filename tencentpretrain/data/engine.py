@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -26,7 +26,9 @@ PRELOADED: Final = ["tencentpretrain.data.encode"]
 class Engine(Protocol):
     """Runs one function on many items; which engine it is never changes the results."""
 
-    def map(self, make: Callable[[], Callable[[T], R]], items: Iterable[T]) -> Iterator[R]:
+    def map(
+        self, make: Callable[[], Callable[[T], R]], items: Iterable[T]
+    ) -> Generator[R, None, None]:
         """Results of the items in their order; `items` is read as far as there are free hands.
 
         Args:
@@ -42,7 +44,9 @@ class Engine(Protocol):
 class SerialEngine:
     """Everything in this process."""
 
-    def map(self, make: Callable[[], Callable[[T], R]], items: Iterable[T]) -> Iterator[R]:
+    def map(
+        self, make: Callable[[], Callable[[T], R]], items: Iterable[T]
+    ) -> Generator[R, None, None]:
         before = os.environ.get("TOKENIZERS_PARALLELISM")
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
@@ -64,7 +68,9 @@ class ProcessEngine:
     def __init__(self, workers: int) -> None:
         self._workers = workers
 
-    def map(self, make: Callable[[], Callable[[T], R]], items: Iterable[T]) -> Iterator[R]:
+    def map(
+        self, make: Callable[[], Callable[[T], R]], items: Iterable[T]
+    ) -> Generator[R, None, None]:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         lifeline, held = context.Pipe(duplex=False)
@@ -82,7 +88,7 @@ class ProcessEngine:
             pool.shutdown(wait=True, cancel_futures=True)
             lifeline.close()
 
-    def _results(self, pool: ProcessPoolExecutor, items: Iterable[T]) -> Iterator[Any]:
+    def _results(self, pool: ProcessPoolExecutor, items: Iterable[T]) -> Generator[Any, None, None]:
         waiting: deque[Future[Any]] = deque()
         for item in items:
             waiting.append(pool.submit(_run, item))

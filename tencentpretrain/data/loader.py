@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
+import threading
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
@@ -162,16 +165,22 @@ def _collate(examples: Examples, made: list[Any], size: int) -> list[Batch]:
 
 
 class _Reporting(Dataset[Any]):
-    """Hands errors meant for the user over as values: torch would wrap them in a traceback."""
+    """Hands errors of a worker over as values.
+
+    What is meant for the user stays one sentence, and no error's traceback keeps torch's iterator,
+    which ends its workers only when it is deleted.
+    """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, key: int) -> list[Batch] | UserError:
+    def __getitem__(self, key: int) -> list[Batch] | Exception:
         try:
             batches: list[Batch] = self._dataset[key]
         except UserError as error:
             return error
+        except Exception:
+            return RuntimeError(f"a worker of the loader failed:\n{traceback.format_exc()}")
         return batches
 
 
@@ -179,10 +188,11 @@ def serve(dataset: Dataset[Any], keys: Iterable[int], workers: int) -> Iterator[
     """The items of `dataset` at `keys`, in that order, made here or by `workers` processes.
 
     Raises:
-        UserError: what a worker raised, as it was.
+        UserError: as a worker raised it.
+        RuntimeError: for any other error of a worker, with its traceback.
     """
     served: DataLoader[Any] = DataLoader(
-        _Reporting(dataset),
+        _Reporting(dataset) if workers else dataset,
         sampler=keys,
         batch_size=None,
         num_workers=workers,
@@ -197,13 +207,28 @@ def serve(dataset: Dataset[Any], keys: Iterable[int], workers: int) -> Iterator[
         # here are torch's, which a worker does not use: it computes on one thread.
         warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
         items = iter(served)
-    for item in items:
-        if isinstance(item, UserError):
-            raise item
-        yield item
+    try:
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        # The traceback of an error keeps this frame; without `items` the workers end all the same.
+        del items
 
 
 def _start_worker(number: int) -> None:
-    """Ctrl-C and SIGTERM go to all processes, but the main one still needs batches to finish."""
+    """Outlive Ctrl-C and SIGTERM: they go to all processes, but the main one has a step to finish.
+
+    Only a SIGTERM that the main process sends is obeyed; with it torch ends its workers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A handler is not told who sent the signal, but a thread that waits for it is.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

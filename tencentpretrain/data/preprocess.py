@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Annotated, Final, Self
@@ -26,13 +26,14 @@ from tencentpretrain.config import (
     PositiveInt,
     SerializeAsAny,
 )
-from tencentpretrain.data.corpora import CorpusConfig, CorpusFile, Slice, find_files, slices
+from tencentpretrain.data.corpora import CorpusConfig, CorpusFile, find_files
 from tencentpretrain.data.encode import Encoded, EncoderFactory
 from tencentpretrain.data.engine import make_engine
 from tencentpretrain.data.progress import Progress, duration
 from tencentpretrain.data.segment import build_segmenter
 from tencentpretrain.data.shard_format import text_columns
 from tencentpretrain.data.shard_writer import SHARD_TOKENS, ShardWriter
+from tencentpretrain.data.slices import Slice, slices
 from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.registry import load_plugins
 from tencentpretrain.tokenizers.base import TOKENIZERS, build_tokenizer
@@ -87,8 +88,8 @@ class Summary:
         self.remarks.update(encoded.remarks)
 
     def counts(self) -> dict[str, int]:
-        """What the index of the shards records."""
-        totals = {"sentences": self.sentences, "unknown tokens": self.unknown, "bytes": self.size}
+        """What the index of the shards records: nothing that depends on how the work was cut."""
+        totals = {"sentences": self.sentences, "unknown tokens": self.unknown}
         return totals | dict(sorted(self.remarks.items()))
 
     def lines(self, seconds: float) -> Iterator[str]:
@@ -146,8 +147,9 @@ def _encode(
     """Write all documents; return their totals and the seconds it took."""
     summary = Summary()
     engine = make_engine(config.workers)
-    with Progress(sum(file.size for file in files)) as progress:
-        for encoded in engine.map(factory, _all_slices(files, config.corpus)):
+    encoder = engine.map(factory, _all_slices(files, config.corpus))
+    with Progress(sum(file.size for file in files)) as progress, closing(encoder):
+        for encoded in encoder:
             writer.write(encoded.columns)
             summary.add(encoded)
             progress.add(encoded.consumed, encoded.documents)

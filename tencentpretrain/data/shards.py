@@ -130,6 +130,7 @@ class _Shard:
 
     def __init__(self, directory: Path, number: int, index: Index) -> None:
         shard = index.shards[number]
+        self._name = f"shard {number} of {directory}"
         self.documents = shard.documents
         self.columns = index.columns
         self.values: dict[str, Array] = {}
@@ -147,6 +148,9 @@ class _Shard:
         for name, column in index.columns.items():
             if column.along is not None:
                 self.offsets[name] = self.offsets[column.along]
+
+    def __str__(self) -> str:
+        return self._name
 
     def read(self, name: str, document: int, start: int, stop: int | None) -> Array:
         offsets = self.offsets[name]
@@ -238,10 +242,19 @@ def _check_values(shard: _Shard, vocab_size: int) -> None:
     for name, offsets in shard.offsets.items():
         if (np.diff(offsets) < 0).any():
             raise DataError(
-                f"the offsets of the column `{name}` of a shard do not grow; preprocess again"
+                f"{shard}: the offsets of the column `{name}` do not grow; preprocess again"
             )
     ids = shard.values[MAIN]
     if len(ids) and int(ids.max()) >= vocab_size:
         raise DataError(
-            f"a shard holds the token id {ids.max()}, not in the vocabulary of {vocab_size} entries"
+            f"{shard} holds the token id {ids.max()}, which is not in the vocabulary of "
+            f"{vocab_size} entries"
         )
+    if "sentences" in shard.offsets:
+        # The last sentence of a document ends where the document does.
+        ends = shard.offsets["sentences"][1:]
+        lengths = np.diff(shard.offsets[MAIN])
+        if (np.diff(ends, prepend=0) == 0).any() or (
+            shard.values["sentences"][ends - 1] != lengths
+        ).any():
+            raise DataError(f"{shard}: sentences do not end with their documents; preprocess again")

@@ -15,6 +15,7 @@ from tencentpretrain.config import (
     PositiveInt,
     Probability,
     SerializeAsAny,
+    check,
 )
 from tencentpretrain.layers.dropout import Dropout
 from tencentpretrain.layers.norm import NormName, build_norm
@@ -40,22 +41,37 @@ class EmbeddingPart(nn.Module, ABC):
 PARTS: Registry[EmbeddingPart] = Registry("embedding part", "tencentpretrain.embeddings")
 
 
+class EmbeddingConfig(Config):
+    """What an embedding is made of."""
+
+    parts: dict[str, Annotated[SerializeAsAny[ComponentConfig], Choice(PARTS)]]
+    """Parts by name; exactly one of them has content."""
+    size: PositiveInt | None = None
+    """Width of the parts; a linear layer follows where the model has another (ALBERT)."""
+    norm: NormName = "layer"
+    """Norm after the sum: layer, rms or none."""
+    norm_eps: PositiveFloat = 1e-12
+    """Added to the variance in the norm."""
+    dropout: Probability = 0.1
+    """Dropout rate after the norm."""
+
+    @check("parts")
+    def _one_content(self) -> str | None:
+        contents = [n for n, part in self.parts.items() if PARTS.get(part.name).has_content]
+        if len(contents) == 1:
+            return None
+        return f"parts must have exactly one with content such as `word`, but has {contents}"
+
+    @check("parts")
+    def _names_are_free(self) -> str | None:
+        taken = sorted({"norm", "dropout", "projection"} & self.parts.keys())
+        return f"parts must not be called {', '.join(taken)}" if taken else None
+
+
 class Embedding(nn.Module):
     """Sums the outputs of its parts; each part is a submodule under its own name."""
 
-    class Config(Config):
-        parts: dict[str, Annotated[SerializeAsAny[ComponentConfig], Choice(PARTS)]]
-        """Parts by name; exactly one of them has content."""
-        size: PositiveInt | None = None
-        """Width of the parts; a linear layer follows where the model has another (ALBERT)."""
-        norm: NormName = "layer"
-        """Norm after the sum: layer, rms or none."""
-        norm_eps: PositiveFloat = 1e-12
-        """Added to the variance in the norm."""
-        dropout: Probability = 0.1
-        """Dropout rate after the norm."""
-
-    def __init__(self, config: Config, sizes: Sizes) -> None:
+    def __init__(self, config: EmbeddingConfig, sizes: Sizes) -> None:
         super().__init__()
         self.names = tuple(config.parts)
         for name, part in config.parts.items():

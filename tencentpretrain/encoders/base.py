@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from tencentpretrain.config import ComponentConfig
-
 from tencentpretrain.registry import Registry
 from tencentpretrain.types import NOTHING, Hidden, Layout, Want
 

@@ -17,13 +17,13 @@ from tencentpretrain.layers.padding import pad, unpad
 from tencentpretrain.types import Layout
 
 CPU_DENSE_LENGTH = 512
-"""Up to this length, torch's batched products beat its CPU flash kernel, twofold in the backward."""
+"""Up to this length torch's batched products beat its CPU flash kernel, backward above all."""
 
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, rate: float = 0.0
 ) -> Tensor:
-    """Attention output [B, N, S_q, H] of `query` [B, N, S_q, H] over keys and values [B, N, S_k, H].
+    """Output [B, N, S_q, H] of `query` [B, N, S_q, H] over keys and values [B, N, S_k, H].
 
     Args:
         query: Queries.
@@ -47,7 +47,7 @@ def attend(
 def attend_densely(
     query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, rate: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """As `attend`, and the probabilities [B, N, S_q, S_k] before dropout; scores are held in full."""
+    """As `attend`, and the probabilities [B, N, S_q, S_k] before dropout, which are held whole."""
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
     if mask.bias is not None:
         scores = scores + mask.bias.to(scores.dtype)

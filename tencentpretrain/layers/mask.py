@@ -17,9 +17,9 @@ class AttentionMask:
     """What attention of queries [.., S_q] over keys [.., S_k] may see.
 
     Args:
-        allowed: bool, broadcastable to [B, N, S_q, S_k]; None allows everything that `is_causal` does.
-        is_causal: whether queries see no later keys; only ever beside `allowed` None, since a causal
-            mask together with others is part of `allowed`.
+        allowed: bool, broadcastable to [B, N, S_q, S_k]; None allows all that `is_causal` does.
+        is_causal: whether queries see no later keys; only ever beside `allowed` None, since a
+            causal mask together with others is part of `allowed`.
     """
 
     def __init__(self, allowed: Tensor | None = None, is_causal: bool = False) -> None:
@@ -43,9 +43,9 @@ class AttentionMask:
 def build_mask(name: MaskName, layout: Layout) -> AttentionMask:
     """Mask over the positions of `layout`.
 
-    "full" sees all valid positions, "causal" the position itself and earlier ones, "prefix" also all
-    of the first `layout.prefix` positions (UniLM; Dong et al., 2019). Packed documents see only
-    themselves. Padding is never seen by a valid position.
+    "full" sees all valid positions, "causal" the position itself and earlier ones, "prefix" also
+    all of the first `layout.prefix` positions (UniLM; Dong et al., 2019). Packed documents see
+    only themselves. Padding is never seen by a valid position.
     """
     length = layout.valid.shape[1]
     device = layout.valid.device

@@ -98,8 +98,6 @@ class Task(ABC, Generic[R, E]):
     """The metric that decides which checkpoint is the best."""
     mode: ClassVar[Literal["min", "max"]] = "max"
     """Whether small or great scores are good."""
-    fresh: ClassVar[tuple[str, ...]] = ("target.*",)
-    """Patterns of parameters that start at random where `init` lacks them."""
     details: ClassVar[tuple[str, ...]] = ()
     """Columns of the predictions that go beyond the answer."""
 

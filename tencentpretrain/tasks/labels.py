@@ -6,10 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-import numpy as np
-
 from tencentpretrain.config import nearest
-from tencentpretrain.data.packing import Integers
 from tencentpretrain.errors import DataError
 from tencentpretrain.tasks.table import Row, shorten
 
@@ -57,10 +54,6 @@ class LabelSet:
                 f"{nearest(label, self.names)}"
             )
         return found
-
-    def numbers(self, labels: Iterable[str], where: str) -> Integers:
-        """Numbers of several labels of one line."""
-        return np.array([self.number(label, where) for label in labels], np.int64)
 
 
 def label_of(row: Row, column: str) -> str:

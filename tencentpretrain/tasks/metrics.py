@@ -47,10 +47,7 @@ def find_entities(tags: Sequence[str]) -> list[Entity]:
     for place, tag in enumerate([*tags, "O"]):
         before, kind_before = prefix, kind
         prefix, kind = tag[:1], tag[2:]
-        goes_on = (
-            before in "BI" and prefix in "IE" and kind == kind_before
-        )
-        if goes_on:
+        if before in "BI" and prefix in "IE" and kind == kind_before:
             continue
         if before != "O":
             found.append(Entity(kind_before, start, place))
@@ -72,6 +69,7 @@ def entity_scores(tags: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     for tags_given, tags_found in zip(tags, predicted, strict=True):
         entities = set(find_entities(tags_given))
         answers = set(find_entities(tags_found))
-        given, found, right = given + len(entities), found + len(answers), right + len(entities & answers)
+        given, found = given + len(entities), found + len(answers)
+        right += len(entities & answers)
     precision, recall = right / max(found, 1), right / max(given, 1)
     return Scores(precision, recall, 2 * right / max(given + found, 1))

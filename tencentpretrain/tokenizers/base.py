@@ -45,6 +45,17 @@ class Specials(Config):
     """Token after a text that was generated."""
 
 
+def part(files: Mapping[str, bytes], name: str) -> bytes:
+    """One of the files of a saved tokenizer.
+
+    Raises:
+        DataError: if it is missing.
+    """
+    if name not in files:
+        raise DataError(f"{name} is missing; save the tokenizer again")
+    return files[name]
+
+
 class Tokenizer(ABC):
     """Turns text to ids and back; special tokens written in a text stay ordinary text.
 
@@ -71,7 +82,9 @@ class Tokenizer(ABC):
     ) -> None:
         self._files = dict(files)
         self._pieces = tuple(pieces)
-        self._ids = {piece: number for number, piece in enumerate(pieces) if piece}
+        # Backwards, so that of two equal pieces the first one counts.
+        numbers = range(len(pieces) - 1, -1, -1)
+        self._ids = {pieces[number]: number for number in numbers if pieces[number]}
         description = json.loads(files[DESCRIPTION])
         self.kind: str = description["kind"]
         self.specials: dict[Role, str | None] = {r: description["specials"][r] for r in ROLES}
@@ -96,7 +109,11 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        """Build from what `save` wrote."""
+        """Build from what `save` wrote.
+
+        Raises:
+            DataError: if a file is missing or damaged.
+        """
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -104,7 +121,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_ends(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Ids of each text and, for each id, the number of the character behind its last one."""
+        """Ids of each text and, for each id, the number of the character behind its last one.
+
+        A piece that stands for no character ends where the one before does.
+        """
 
     @abstractmethod
     def encode_words(self, words: Sequence[str]) -> list[list[int]]:
@@ -239,4 +259,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         cls = TOKENIZERS.get(kind)
     except (KeyError, PermissionError) as error:
         raise DataError(f"{path}: {error.args[0]}") from error
-    return cls.from_files(files)
+    try:
+        return cls.from_files(files)
+    except DataError as error:
+        raise DataError(f"{directory}: {error}") from error

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import models
 
 from tencentpretrain.errors import DataError
-from tencentpretrain.tokenizers.base import TOKENIZERS, Role, Tokenizer
+from tencentpretrain.tokenizers.base import TOKENIZERS, Role, Tokenizer, part
 from tencentpretrain.tokenizers.vocabulary import inside, read_text
 
 SAVED: Final = "tokenizer.json"
@@ -23,7 +23,7 @@ class FastTokenizer(Tokenizer):
     """A pipeline of the `tokenizers` library; the kinds differ in how they build it."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        self._rust = _open(files[SAVED].decode())
+        self._rust = _open(part(files, SAVED))
         vocabulary = self._rust.get_vocab(with_added_tokens=True)
         pieces = [""] * (max(vocabulary.values()) + 1)
         for piece, number in vocabulary.items():
@@ -64,8 +64,11 @@ class FastTokenizer(Tokenizer):
         return text
 
 
-def _open(content: str) -> tokenizers.Tokenizer:
-    rust = tokenizers.Tokenizer.from_str(content)
+def _open(content: bytes) -> tokenizers.Tokenizer:
+    try:
+        rust = tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"the content is not that of a {SAVED} ({error})") from error
     # Published files may cut and fill up texts; how long a row is, is not the tokenizer's matter.
     rust.no_truncation()
     rust.no_padding()
@@ -107,12 +110,11 @@ class JsonTokenizer(FastTokenizer):
     @classmethod
     def from_config(cls, config: JsonTokenizer.Config) -> Self:
         path = inside(config.vocab, SAVED)
-        content = read_text(path, "tokenizer file")
+        content = read_text(path, "tokenizer file").encode()
         try:
-            rust = _open(content)
-        except Exception as error:  # the library raises nothing narrower
-            raise DataError(f"{path} is not a usable tokenizer.json: {error}") from error
-        names = list(rust.get_vocab(with_added_tokens=True))
+            names = list(_open(content).get_vocab(with_added_tokens=True))
+        except DataError as error:
+            raise DataError(f"{path} cannot be used: {error}") from error
         if not names:
             raise DataError(f"{path} has an empty vocabulary")
-        return cls({SAVED: content.encode(), **cls.describe(config, names)})
+        return cls({SAVED: content, **cls.describe(config, names)})

@@ -13,10 +13,12 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from tencentpretrain.errors import DataError
-from tencentpretrain.tokenizers.base import DESCRIPTION, TOKENIZERS, Role, Tokenizer
+from tencentpretrain.tokenizers.base import DESCRIPTION, TOKENIZERS, Role, Tokenizer, part
 from tencentpretrain.tokenizers.vocabulary import MODEL, inside, read_bytes
 
 FIRST_OF_XLMR: Final = ("<s>", "<pad>", "</s>", "<unk>")
+XLMR_IDS: Final = np.array([3, 0, 2], np.int32)
+"""Ids there of the first pieces of a model: `<unk>`, `<s>`, `</s>`."""
 
 
 @TOKENIZERS.register("sentencepiece")
@@ -39,14 +41,14 @@ class SentencePieceTokenizer(Tokenizer):
     }
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        self._model = sentencepiece.SentencePieceProcessor(model_proto=files[MODEL])
-        is_xlmr = json.loads(files[DESCRIPTION])["ids"] == "xlmr"
-        own = [self._model.id_to_piece(number) for number in range(len(self._model))]
+        self._model, own = _open(part(files, MODEL))
+        is_xlmr = json.loads(files[DESCRIPTION]).get("ids") == "xlmr"
         pieces = _pieces(own, is_xlmr)
-        position = {piece: number for number, piece in enumerate(pieces)}
-        # [pieces of the model] -> our id, and back; -1 for our own additions
-        self._to_ours = np.array([position[piece] for piece in own], np.int32)
-        self._to_model = np.full(len(pieces), -1, np.int32)
+        # [pieces of the model] -> our id, and back; the unknown piece for our own additions
+        self._to_ours = np.arange(len(own), dtype=np.int32)
+        if is_xlmr:
+            self._to_ours = np.concatenate([XLMR_IDS, self._to_ours[len(XLMR_IDS) :] + 1])
+        self._to_model = np.full(len(pieces), self._model.unk_id(), np.int32)
         self._to_model[self._to_ours] = np.arange(len(own))
         inside = [not piece.startswith("▁") for piece in pieces]
         super().__init__(files, pieces, np.array(inside, bool))
@@ -97,6 +99,15 @@ class SentencePieceTokenizer(Tokenizer):
         return " ".join(parts)
 
 
+def _open(content: bytes) -> tuple[sentencepiece.SentencePieceProcessor, list[str]]:
+    """A model and its pieces."""
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        raise DataError("the content is not that of a SentencePiece model") from error
+    return model, [model.id_to_piece(number) for number in range(len(model))]
+
+
 def _pieces(own: Sequence[str], is_xlmr: bool) -> list[str]:
     """Pieces by our ids."""
     return [*FIRST_OF_XLMR, *own[3:], "<mask>"] if is_xlmr else list(own)
@@ -105,10 +116,9 @@ def _pieces(own: Sequence[str], is_xlmr: bool) -> list[str]:
 def _check_model(path: Path, content: bytes, ids: str) -> list[str]:
     """The pieces of a model file, if it can be used."""
     try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=content)
-    except RuntimeError as error:
-        raise DataError(f"{path} is not a SentencePiece model") from error
-    own = [model.id_to_piece(number) for number in range(len(model))]
+        own = _open(content)[1]
+    except DataError as error:
+        raise DataError(f"{path} cannot be used: {error}") from error
     if ids == "xlmr" and own[:3] != ["<unk>", "<s>", "</s>"]:
         raise DataError(
             f"{path} begins with the pieces {own[:3]}, but the numbering `xlmr` needs a model that "

@@ -198,9 +198,14 @@ class CheckpointStore:
     def _retain(self, saved: int) -> None:
         """Remove what is older than `saved` and neither new, nor best, nor permanent.
 
-        What is newer than `saved` stays: it is damaged, or somebody else's.
+        What is newer than `saved` stays and does not count: it was damaged when training went on
+        from an older step, or is somebody else's.
         """
-        sound = [c for c in sound_checkpoints(self.directory) if c.path not in self._damaged]
+        sound = [
+            checkpoint
+            for checkpoint in sound_checkpoints(self.directory)
+            if checkpoint.step <= saved and checkpoint.path not in self._damaged
+        ]
         kept = {c.path for c in sound[: self.keep_last]}
         kept |= {c.path for c in ranked(sound, self.mode)[:1] if self.keep_best}
         kept |= {c.path for c in sound if self.keep_every and c.step % self.keep_every == 0}

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from tencentpretrain.config import (
     Choice,
     ComponentConfig,
@@ -37,6 +35,7 @@ from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.train.schedule import SCHEDULES, ScheduleConfig
 from tencentpretrain.train.trainer import Trainer, TrainerConfig
 from tencentpretrain.wrappers.base import WRAPPERS
+from tencentpretrain.yaml_text import dump_yaml, load_yaml
 
 log = logging.getLogger("tencentpretrain")
 
@@ -154,7 +153,7 @@ class Session:
                 "resume=auto continue it"
             )
         if found is not None and not config.dry_run:
-            self._compare(yaml.safe_load(found.file("config.yaml").read_text("utf-8")))
+            self._compare(load_yaml(found.file("config.yaml")))
         return found
 
     def _compare(self, saved: Mapping[str, Any]) -> None:
@@ -174,6 +173,10 @@ class Session:
         for key in changed:
             if key.startswith(("optim", "schedule", "trainer.steps", "trainer.batch_size")):
                 log.warning(f"{key} changes from {before.get(key)} to {now.get(key)}")
+
+    def config_bytes(self) -> bytes:
+        """The whole config, defaults included, as YAML."""
+        return dump_yaml(self.config.to_dict()).encode()
 
     def steps(self, examples: Examples) -> int:
         """Length of the run in updates.
@@ -222,7 +225,7 @@ class Session:
             keep_every=config.checkpoint.keep_every,
             mode=job.mode,
         )
-        files: dict[str, bytes | Path] = {"config.yaml": dump_yaml(config), **job.files}
+        files: dict[str, bytes | Path] = {"config.yaml": self.config_bytes(), **job.files}
         if job.tokenizer is not None:
             job.tokenizer.save(run_dir / "tokenizer")
             files["tokenizer"] = run_dir / "tokenizer"
@@ -272,7 +275,7 @@ class Session:
                 self._check_fingerprints(self.found, job)
         config.run_dir.mkdir(parents=True, exist_ok=True)
         with RunLock(config.run_dir):
-            replace_file(config.run_dir / "config.yaml", dump_yaml(config))
+            replace_file(config.run_dir / "config.yaml", self.config_bytes())
             trainer = self.trainer(job, config.run_dir)
             if trainer.step >= trainer.steps:
                 log.info(f"the run in {config.run_dir} is finished, at step {trainer.step}")
@@ -308,12 +311,6 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     for key, item in value.items():
         leaves |= flatten(item, f"{path}.{key}" if path else str(key))
     return leaves
-
-
-def dump_yaml(config: Config) -> bytes:
-    """The whole config, defaults included, as YAML."""
-    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-    return text.encode()
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -84,12 +84,13 @@ def make_trainer(
     dropout: float = 0.1,
     optim: dict[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
+    device: str = "cpu",
     **keys: Any,
 ) -> Trainer:
     """A trainer that saves to `run_dir`, at the newest state that is there."""
     config = decode(TrainerConfig, {"steps": steps, "batch_size": 8, "log_every": 3, **keys})
     parallel = PARALLELS.build(
-        decode(PARALLELS.config_class("none"), {"name": "none", "device": "cpu"})
+        decode(PARALLELS.config_class("none"), {"name": "none", "device": device})
     )
     model: Model = build_model(tiny_model_config(dropout), VOCABULARY, parallel.device, seed)
     choice = {"name": "adamw", "lr": 0.01, **(optim or {})}

@@ -1,5 +1,6 @@
 import json
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tencentpretrain.data.checksum import file_checksum
+from tencentpretrain.data.checksum import Checksum, file_checksum
 from tencentpretrain.errors import CheckpointError
+from tencentpretrain.train import durable
 from tencentpretrain.train.tensor_file import _raw, read_tensors, tensor_names, write_tensors
 
 DTYPES = [
@@ -105,9 +107,18 @@ def test_contiguous_cpu_tensors_are_not_copied() -> None:
     assert view.tobytes() == _raw(torch.ones(8, 4))
 
 
-def test_large_tensors_are_checksummed_in_order(tmp_path: Path) -> None:
-    """Above the size from which a second thread computes the checksum, mixed with small ones."""
-    tensors = {f"{i}": torch.randn(size) for i, size in enumerate((7, 600_000, 3, 400_000))}
+def test_large_and_small_tensors_are_checksummed_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second thread, which takes the large ones, may be much slower than the writing."""
+
+    class SlowChecksum(Checksum):
+        def update(self, data: bytes) -> None:
+            time.sleep(0.02 if len(data) > 1 << 20 else 0)
+            super().update(data)
+
+    monkeypatch.setattr(durable, "Checksum", SlowChecksum)
+    tensors = {f"{i}": torch.randn(size) for i, size in enumerate((7, 600_000, 3, 400_000, 5))}
     record = write_tensors(tmp_path / "x", tensors)
     assert record.checksum == file_checksum(tmp_path / "x")
     assert all(same(value, tensors[name]) for name, value in read_tensors(tmp_path / "x").items())

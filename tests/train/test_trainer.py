@@ -168,9 +168,7 @@ def test_rollback_gives_up_in_the_end(tmp_path: Path) -> None:
             self.steps = [trainer.step]
             super().before_optimizer_step(trainer)
 
-    trainer = make_trainer(
-        tmp_path, steps=60, nonfinite="rollback", callbacks=[AlwaysPoison()]
-    )
+    trainer = make_trainer(tmp_path, steps=60, nonfinite="rollback", callbacks=[AlwaysPoison()])
     with pytest.raises(TrainingError, match="rolled back 10 times"):
         trainer.fit()
 

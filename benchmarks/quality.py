@@ -1,0 +1,228 @@
+"""Quality on real data: every figure of the documentation, each from commands that it prints.
+
+`python -m benchmarks.quality EXPERIMENT [--output runs/quality]` with EXPERIMENT one of
+chnsenticorp, rt_polarity, msra, shakespeare, wikitext. Only public commands are run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.common import RESULTS, ROOT, environment, shared_data
+
+
+class Notebook:
+    """Runs commands one after another and keeps them with their results."""
+
+    def __init__(self, name: str, output: Path) -> None:
+        self.name, self.folder = name, output / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lines = [f"# {name}", "", environment(), "", "```"]
+        self.rows: list[str] = []
+
+    def run(self, script: str, *words: str) -> float:
+        """Run a script of the toolkit; returns its seconds."""
+        command = [script, *words]
+        self.lines.append("python " + " ".join(command))
+        print("$ python", *command, flush=True)
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        return time.perf_counter() - start
+
+    def values(self, run: Path, name: str) -> list[tuple[int, float]]:
+        """Steps and values of a metric of a run."""
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        return [(record["step"], record[name]) for record in records if name in record]
+
+    def write(self, heading: str) -> None:
+        """Keep commands and results as benchmarks/results/<name>.md."""
+        text = "\n".join([*self.lines, "```", "", heading, *self.rows, ""])
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{self.name}.md").write_text(text, encoding="utf-8")
+        print(text)
+
+
+def classification(book: Notebook, language: str, seed: int) -> None:
+    """BERT-mini on labelled texts: from scratch, and pre-trained on a corpus and these texts."""
+    data = shared_data()
+    tables = data / "classification" / f"{book.name}_{language}"
+    corpora = {"zh": ["clue_zh.txt"], "en": ["wikitext2_en.txt", "tinyshakespeare_en.txt"]}
+    vocabulary = {"zh": "google_zh_vocab.txt", "en": "google_uncased_en_vocab.txt"}[language]
+    texts = [str(data / "corpora" / name) for name in corpora[language]]
+    tokenizer = ("tokenizer=wordpiece", f"tokenizer.vocab={data / 'vocab' / vocabulary}")
+    shards, pretrained = book.folder / "shards", book.folder / "pretrained"
+    book.run(
+        "preprocess.py",
+        *tokenizer,
+        f"corpus.path=[{','.join([*texts, str(tables / 'train.tsv')])}]",
+        "corpus.column=text_a",
+        f"output={shards}",
+        "overwrite=true",
+    )
+    seconds = book.run(
+        "pretrain.py", f"data.path={shards}", f"run_dir={pretrained}", f"seed={seed}", *PRETRAIN
+    )
+    book.rows += ["|---|---|---|", f"| pre-training | {seconds:.0f} | |"]
+    for name, start in (
+        ("from scratch", ("init=none", "model=bert/mini", *tokenizer, "optim.lr=3e-4")),
+        ("pre-trained", (f"init={pretrained}", "optim.lr=3e-4")),
+    ):
+        run = book.folder / name.replace(" ", "_")
+        seconds = book.run(
+            "finetune/run.py",
+            "task=classify",
+            *start,
+            *(f"data.{part}={tables / part}.tsv" for part in ("train", "dev", "test")),
+            f"run_dir={run}",
+            f"seed={seed}",
+            "trainer.epochs=2",
+            "trainer.batch_size=32",
+        )
+        accuracy = book.values(run, "test/accuracy")[-1][1]
+        book.rows.append(f"| {name} | {seconds:.0f} | {accuracy:.4f} |")
+    book.write("| run | seconds | test accuracy |")
+
+
+PRETRAIN = (
+    "model=bert/mini",
+    "trainer.batch_size=32",
+    "trainer.steps=900",
+    "optim.lr=1e-3",
+    "optim.beta2=0.98",
+    "model.objective.length=128",
+    "trainer.log_every=50",
+    "checkpoint.every=300",
+)
+
+
+def chnsenticorp(book: Notebook, seed: int) -> None:
+    classification(book, "zh", seed)
+
+
+def rt_polarity(book: Notebook, seed: int) -> None:
+    classification(book, "en", seed)
+
+
+def msra(book: Notebook, seed: int) -> None:
+    """Entities: trained on nine tenths of the development file, a tenth for choosing."""
+    data = shared_data()
+    tables = data / "ner" / "msra_zh"
+    header, *rows = (tables / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    random.Random(seed).shuffle(rows)
+    tenth = len(rows) // 10
+    for name, part in (("dev", rows[:tenth]), ("train", rows[tenth:])):
+        text = "\n".join([header, *part]) + "\n"
+        (book.folder / f"{name}.tsv").write_text(text, encoding="utf-8")
+    pretrained = book.folder.parent / "chnsenticorp" / "pretrained"
+    vocabulary = f"tokenizer.vocab={data / 'vocab' / 'google_zh_vocab.txt'}"
+    book.rows.append("|---|---|---|")
+    for name, start in (
+        ("from scratch", ("init=none", "model=bert/mini", "tokenizer=wordpiece", vocabulary)),
+        ("pre-trained", (f"init={pretrained}",)),
+    ):
+        run = book.folder / name.replace(" ", "_")
+        seconds = book.run(
+            "finetune/run.py",
+            "task=ner",
+            *start,
+            *(f"data.{part}={book.folder / part}.tsv" for part in ("train", "dev")),
+            f"data.test={tables / 'test.tsv'}",
+            f"run_dir={run}",
+            f"seed={seed}",
+            "optim.lr=5e-4",
+            "trainer.epochs=6",
+        )
+        score = book.values(run, "test/f1")[-1][1]
+        book.rows.append(f"| {name} | {seconds:.0f} | {score:.4f} |")
+    book.write("| run | seconds | test F1 |")
+
+
+EXACT = ("tokenizer.keep_spaces=true", "corpus.keep_newlines=true")
+
+
+def language_model(book: Notebook, corpus: str, tokenizer: str, steps: int, seed: int) -> None:
+    """A GPT-2-style model with 10 M parameters beside its word table."""
+    text = shared_data() / "corpora" / corpus
+    # Characters are written as they stand, white space too.
+    is_exact = tokenizer == "character"
+    vocabulary, shards, run = (book.folder / name for name in ("vocab", "shards", "run"))
+    book.run(
+        "scripts/build_vocab.py",
+        f"tokenizer={tokenizer}",
+        f"corpus.path={text}",
+        f"output={vocabulary}",
+        "vocab_size=4000",
+        "overwrite=true",
+        *(EXACT if is_exact else ()),
+    )
+    files = {"character": ("vocab.txt",), "bpe": ("vocab.json", "merges.txt")}[tokenizer]
+    keys = [
+        f"tokenizer.{key}={vocabulary / f}"
+        for key, f in zip(("vocab", "merges"), files, strict=False)
+    ]
+    book.run(
+        "preprocess.py",
+        f"tokenizer={tokenizer}",
+        *keys,
+        f"corpus.path={text}",
+        f"output={shards}",
+        "overwrite=true",
+        *(EXACT[1:] if is_exact else ()),
+    )
+    seconds = book.run(
+        "pretrain.py",
+        "model=gpt2/mini",
+        f"data.path={shards}",
+        f"run_dir={run}",
+        f"seed={seed}",
+        "data.holdout=0.1",
+        "trainer.batch_size=8",
+        f"trainer.steps={steps}",
+        f"trainer.eval_every={steps // 10}",
+        f"checkpoint.every={steps // 2}",
+        "optim.lr=1e-3",
+        "optim.beta2=0.99",
+        "optim.weight_decay=0.1",
+        "model.encoder.dropout=0.1",
+        "schedule=cosine",
+        "schedule.final=0.1",
+    )
+    book.rows += ["|---|---|"]
+    book.rows += [f"| {step} | {loss:.4f} |" for step, loss in book.values(run, "eval/loss")]
+    book.rows += ["", f"Training took {seconds:.0f} s."]
+    book.write("| step | validation loss (nats a token) |")
+
+
+def shakespeare(book: Notebook, seed: int) -> None:
+    language_model(book, "tinyshakespeare_en.txt", "character", 700, seed)
+
+
+def wikitext(book: Notebook, seed: int) -> None:
+    language_model(book, "wikitext2_en.txt", "bpe", 500, seed)
+
+
+EXPERIMENTS = {
+    function.__name__: function
+    for function in (chnsenticorp, rt_polarity, msra, shakespeare, wikitext)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "quality")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    book = Notebook(options.experiment, options.output.absolute())
+    EXPERIMENTS[options.experiment](book, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Classification: one label for a text or a pair of texts (sentiment, topic, entailment, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tencentpretrain.data.objectives.base import Example
+from tencentpretrain.data.packing import Integers
+from tencentpretrain.errors import DataError
+from tencentpretrain.model import Model, ModelConfig
+from tencentpretrain.targets.base import TargetConfig
+from tencentpretrain.targets.classify import ClassifyTarget
+from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskExamples
+from tencentpretrain.tasks.labels import LabelSet, label_of
+from tencentpretrain.tasks.metrics import accuracy, macro_f1
+from tencentpretrain.tasks.table import Row, read_table
+from tencentpretrain.tasks.text import RowFormat, TextConfig, TextRows, check_length
+from tencentpretrain.types import Batch, Labels, ModelOutput
+
+HEAD = "classify"
+
+
+class ClassifyExamples(TaskExamples):
+    """One example a row.
+
+    Args:
+        rows: Encoded texts.
+        labels: [N] numbers of the labels; None without labels.
+    """
+
+    def __init__(self, rows: TextRows, labels: Integers | None) -> None:
+        self.rows = rows
+        self.labels = labels
+        self.is_labelled = labels is not None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def make(self, epoch: int, index: int) -> Example:
+        example = self.rows.make(index)
+        if self.labels is not None:
+            example["label"] = self.labels[index : index + 1]
+        return example
+
+    def collate(self, examples: list[Example]) -> Batch:
+        batch = Batch({"src": self.rows.stream(examples)})
+        batch.tokens = sum(len(example["ids"]) for example in examples)
+        if self.is_labelled:
+            labels = np.concatenate([example["label"] for example in examples])
+            batch.labels[HEAD] = Labels(torch.from_numpy(labels))
+        return batch
+
+    def sizes(self) -> Integers:
+        return self.rows.ids.lengths
+
+
+@TASKS.register("classify")
+class ClassifyTask(Task[Row, ClassifyExamples]):
+    """Learns the labels of the training data; rows with two texts are read as pairs."""
+
+    class Config(TextConfig):
+        text_b_column: str | None = "text_b"
+        """Name of the column with the second text of a pair, used if the file has it; or null."""
+
+    config: Config
+    heads = (HEAD,)
+    details = ("probabilities",)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.labels = LabelSet(())
+        self.is_pair: bool | None = None
+
+    def read(self, path: Path, needs_labels: bool) -> list[Row]:
+        config = self.config
+        required = [config.text_a_column]
+        optional: list[str] = []
+        (required if needs_labels else optional).append(config.label_column)
+        if config.text_b_column is not None and self.is_pair is not False:
+            (required if self.is_pair else optional).append(config.text_b_column)
+        return read_table(path, required, optional)
+
+    def learn(self, rows: Sequence[Row]) -> None:
+        second = self.config.text_b_column
+        self.is_pair = second is not None and second in rows[0]
+        self.labels = LabelSet.sorted(label_of(row, self.config.label_column) for row in rows)
+        if len(self.labels) < 2:
+            raise DataError(
+                f"all rows of {rows[0].path} have the label `{self.labels.names[0]}`; give "
+                "training data with at least two labels"
+            )
+
+    def state(self) -> dict[str, Any]:
+        return {"labels": list(self.labels), "is_pair": self.is_pair}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.labels, self.is_pair = LabelSet(state["labels"]), state["is_pair"]
+
+    def targets(self, model: ModelConfig) -> dict[str, TargetConfig]:
+        check_length(self.config.length, model)
+        # Where positions see only the past, the last one alone has read the whole row.
+        is_causal = getattr(model.encoder, "mask", None) == "causal"
+        head = ClassifyTarget.Config(
+            name=HEAD,
+            classes=len(self.labels),
+            pooling="last" if is_causal else "first",
+            dropout=0.1,
+        )
+        return {HEAD: head}
+
+    def examples(self, rows: Sequence[Row], inputs: Inputs, is_labelled: bool) -> ClassifyExamples:
+        labels = None
+        if is_labelled:
+            column = self.config.label_column
+            numbers = [self.labels.number(label_of(row, column), row.where) for row in rows]
+            labels = np.array(numbers, np.int64)
+        texts = [row[self.config.text_a_column] for row in rows]
+        text_format = RowFormat(inputs, self.config.length)
+        if not self.is_pair:
+            return ClassifyExamples(text_format.singles(texts), labels)
+        second = self.config.text_b_column
+        assert second is not None
+        return ClassifyExamples(text_format.pairs(texts, [row[second] for row in rows]), labels)
+
+    def outputs(self, model: Model, out: ModelOutput, batch: Batch) -> list[NDArray[np.float32]]:
+        """Probabilities [classes] of each row."""
+        logits = model.target[HEAD].logits(out, batch)
+        return list(logits.float().softmax(-1).cpu().numpy())
+
+    def metrics(
+        self, examples: ClassifyExamples, outputs: Sequence[NDArray[np.float32]]
+    ) -> dict[str, float]:
+        assert examples.labels is not None
+        predicted = np.stack(outputs).argmax(1)
+        return {
+            "accuracy": accuracy(examples.labels, predicted),
+            "f1": macro_f1(examples.labels, predicted),
+        }
+
+    def decode(
+        self,
+        rows: Sequence[Row],
+        examples: ClassifyExamples,
+        outputs: Sequence[NDArray[np.float32]],
+    ) -> Iterator[dict[str, Any]]:
+        """The likeliest label of each row, its probability, and those of all labels."""
+        for probabilities in outputs:
+            values = probabilities.tolist()
+            best = int(probabilities.argmax())
+            yield {
+                "label": self.labels.names[best],
+                "probability": values[best],
+                "probabilities": dict(zip(self.labels, values, strict=True)),
+            }
+
+    def has_labels(self, rows: Sequence[Row]) -> bool:
+        return self.config.label_column in rows[0]
+
+    def key(self, row: Row) -> str:
+        return "\t".join(
+            row[name]
+            for name in (self.config.text_a_column, self.config.text_b_column)
+            if name is not None and name in row
+        )
