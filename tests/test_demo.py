@@ -7,21 +7,22 @@ from pathlib import Path
 import pytest
 
 from tencentpretrain.cli import main
-from tencentpretrain.demo.command import DEMO
+from tencentpretrain.demo.command import DEMO, help_table
 from tencentpretrain.demo.datasets import (
     SHARES,
     Row,
     label_docstrings,
-    majority_accuracy,
     split_modules,
     write_corpus,
     write_table,
 )
 from tencentpretrain.demo.library import Module, read_library, read_module, split_sentences
-from tencentpretrain.demo.report import accuracy, read_predictions, sample, table
-from tencentpretrain.demo.run import Demo, DemoConfig, prepare_directory, run_process
+from tencentpretrain.demo.report import Prediction, final_report, read_predictions, sample
+from tencentpretrain.demo.run import DemoConfig, call, commands, prepare_directory, run_process
 from tencentpretrain.errors import DataError, UserError
+from tencentpretrain.help import table_file
 
+WRITE = "the table is old; run: python -m tencentpretrain.demo.command"
 SOURCE = '''#!/usr/bin/env python
 # -*- coding: utf-8 -*-
 """First line of the module. And
@@ -108,8 +109,9 @@ def test_library_is_read_without_tests(tmp_path: Path) -> None:
     assert names == sorted(names)
     assert len(names) == 11 * 4 + 1
     assert "package3.module2" in names
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no Python module"):
-        read_library(tmp_path / "test")
+        read_library(tmp_path / "empty")
 
 
 def test_no_module_is_in_two_parts(tmp_path: Path) -> None:
@@ -158,22 +160,33 @@ def test_files_are_what_the_commands_read(tmp_path: Path) -> None:
     assert (tmp_path / "t.tsv").read_text() == "label\ttext_a\tmodule\nx\tSome text\tx.y\n"
 
 
+def write_predictions(path: Path, answers: str) -> None:
+    lines = [f"{answer}\t0.9\t0.9" for answer in answers]
+    path.write_text("\n".join(["label\tprobability\tprobabilities.a", *lines]) + "\n")
+
+
 def test_report_compares_predictions_with_rows(tmp_path: Path) -> None:
-    rows = [Row(label, label, "m") for label in "aaab"]
-    lines = ["label\tprobability\tprobabilities.a", "a\t0.9\t0.9", "b\t0.6\t0.4"]
-    (tmp_path / "p.tsv").write_text("\n".join([*lines, "a\t0.5\t0.5", "b\t1\t0"]) + "\n")
-    predictions = read_predictions(tmp_path / "p.tsv", rows)
-    assert accuracy(predictions) == 0.75
-    assert majority_accuracy(rows[2:] + rows[:1], rows) == 0.75
-    assert [p.answer for p in sample(predictions, 2)] == ["b", "b"]
+    rows = [Row(label, f"Text {label} " * 20, "m") for label in "aaab"]
+    write_predictions(tmp_path / "predictions_with.tsv", "aaab")
+    write_predictions(tmp_path / "predictions_without.tsv", "abbb")
+    train = [*rows[3:], *rows[3:], rows[0]]
+    lines = list(final_report(tmp_path, {"train": train, "test": rows}, {"one": 1.6, "two": 3}))
+    report = "\n".join(lines)
+    assert "with pre-training  100.0%\nwithout            50.0%\nmajority class     25.0%" in report
+    assert "one  2\ntwo  3\nall  5" in report
+    assert f"{tmp_path}/runs/with" in report
+    assert "Text a Text a" in report
     with pytest.raises(DataError, match="must have 3 predictions, but has 4"):
-        read_predictions(tmp_path / "p.tsv", rows[:3])
-    assert table(("a", "bb"), [("long", "x")]) == "a     bb\nlong  x"
-    assert table(("", ""), [("long", "x")]) == "long  x"
+        read_predictions(tmp_path / "predictions_with.tsv", rows[:3])
+
+
+def test_sample_is_spread_over_all_predictions() -> None:
+    predictions = [Prediction(str(number), 1.0, Row("", "", "")) for number in range(100)]
+    assert [p.answer for p in sample(predictions, 4)] == ["12", "37", "62", "87"]
+    assert len(sample(predictions[:3], 4)) == 3
 
 
 def test_commands_of_the_demo_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    demo = Demo(DemoConfig(output=tmp_path))
     names = {
         "scripts/build_vocab.py": "build_vocab",
         "preprocess.py": "preprocess",
@@ -181,16 +194,15 @@ def test_commands_of_the_demo_are_valid(tmp_path: Path, capsys: pytest.CaptureFi
         "finetune/run.py": "finetune",
         "finetune/predict.py": "predict",
     }
-    called = [words for _, words in demo.commands()]
+    called = list(commands(DemoConfig(output=tmp_path / "with space")).values())
     assert {words[0] for words in called} == set(names)
     for words in called:
         assert main(names[words[0]], [*words[1:], "--cfg"]) == 0, capsys.readouterr().err
 
 
 def test_both_finetunings_have_the_same_settings() -> None:
-    with_, without = (
-        set(words) for _, words in Demo(DemoConfig()).commands() if words[0] == "finetune/run.py"
-    )
+    called = commands(DemoConfig()).values()
+    with_, without = (set(words) for words in called if words[0] == "finetune/run.py")
     keys = {word.partition("=")[0] for word in with_ ^ without}
     assert keys == {"init", "model", "tokenizer", "tokenizer.vocab", "run_dir"}
 
@@ -215,9 +227,8 @@ def test_failing_step_ends_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture
     library = write_library(tmp_path / "library", packages=2)
     assert main(DEMO, [f"output={tmp_path / 'demo'}", f"library={library}"]) == 1
     assert "the library has 2" in capfd.readouterr().err
-    demo = Demo(DemoConfig(output=tmp_path / "other"))
     with pytest.raises(UserError, match="the step `vocabulary` ended with exit code 2"):
-        demo.call("vocabulary", ["scripts/build_vocab.py", "tokenizer=wordpiece"])
+        call("vocabulary", ["scripts/build_vocab.py", "tokenizer=wordpiece"])
 
 
 def test_exit_code_of_a_process_is_returned() -> None:
@@ -225,9 +236,9 @@ def test_exit_code_of_a_process_is_returned() -> None:
 
 
 def test_script_explains_its_keys() -> None:
+    assert table_file(DEMO).read_text() == help_table(), WRITE
     script = Path(__file__).resolve().parents[1] / "scripts" / "demo.py"
     result = subprocess.run(
         [sys.executable, script, "--help"], capture_output=True, text=True, check=True
     )
-    assert "output" in result.stdout
-    assert "overwrite" in result.stdout
+    assert help_table().strip() in result.stdout

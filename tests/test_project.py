@@ -15,8 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tencentpretrain.cli import load_config
 from tencentpretrain.commands import COMMANDS
+from tencentpretrain.configure import load_config
 from tests.helpers.docs import PAGES, ROOT, shell_lines
 
 PACKAGE = ROOT / "tencentpretrain"
@@ -177,16 +177,18 @@ def test_forbidden_calls_are_found() -> None:
 
 
 def commands_in_docs() -> list[tuple[str, str]]:
+    """Commands of all pages, without those of docs/examples: test_docs.py runs them."""
     return [
         (relative(file), line)
         for file in PAGES
         for line in shell_lines(file.read_text(encoding="utf-8"))
+        if not line.startswith("PYTHONPATH=docs/examples")
     ]
 
 
 @pytest.mark.parametrize(("file", "line"), commands_in_docs())
 def test_command_in_docs_is_accepted(file: str, line: str) -> None:
-    words = [w for w in shlex.split(line, comments=True) if not re.match("[A-Z_]+=", w)]
+    words = shlex.split(line, comments=True)
     if words[0] == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert next(word for word in words[1:] if "=" not in word) in targets
@@ -221,3 +223,11 @@ def test_make_targets_are_explained() -> None:
     assert phony is not None
     explained = re.findall(r"^([a-z]+):.*## ", text, flags=re.MULTILINE)
     assert sorted(phony[1].split()) == sorted(explained)
+
+
+def test_benchmarks_of_the_makefile_exist() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    names = re.search(r"^BENCHMARKS \?= (.*)$", text, flags=re.MULTILINE)
+    assert names is not None
+    missing = [n for n in names[1].split() if not (ROOT / "benchmarks" / f"{n}.py").is_file()]
+    assert not missing

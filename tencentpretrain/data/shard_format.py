@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -199,7 +200,9 @@ class ArrayFile:
         return StoredFile(bytes=end, checksum=file_checksum(self.path))
 
     def abandon(self) -> None:
-        self._file.close()
+        """Close without completing; on a full disk the last bytes have nowhere to go."""
+        with suppress(OSError):
+            self._file.close()
 
     def _write_header(self) -> None:
         # numpy reserves room for a first axis of 21 digits, so the length never changes.

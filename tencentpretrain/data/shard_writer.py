@@ -121,7 +121,6 @@ class ShardWriter:
             # The first document that fills the shard is its last one.
             full = ends[start] + self._shard_tokens - shard.tokens
             stop = min(int(np.searchsorted(ends, full)), count)
-            stop = max(stop, start + 1)
             shard.append(documents, start, stop)
             start = stop
             if shard.tokens >= self._shard_tokens:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from tencentpretrain.demo.datasets import Row
+from tencentpretrain.demo.datasets import Row, majority_accuracy
 from tencentpretrain.errors import DataError
+
+MADE: Final = {
+    "corpus": "corpus.txt",
+    "labelled set": "{train,dev,test}.tsv",
+    "vocabulary": "vocab",
+    "shards": "shards",
+    "pre-trained run": "runs/pretrained",
+    "fine-tuned run": "runs/with",
+    "run from scratch": "runs/without",
+    "predictions": "predictions_{with,without}.tsv",
+}
+SHOWN: Final = 60
+"""Characters of a docstring that are printed."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +67,35 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     padded = ("  ".join(f"{t:<{w}}" for t, w in zip(line, widths, strict=True)) for line in lines)
     return "\n".join(line.rstrip() for line in padded)
+
+
+def final_report(
+    output: Path, parts: Mapping[str, Sequence[Row]], seconds: Mapping[str, float]
+) -> Iterator[str]:
+    """Accuracies, some predictions, the seconds of each step, and the paths of what was made."""
+    test = parts["test"]
+    with_, without = (
+        read_predictions(output / f"predictions_{name}.tsv", test) for name in ("with", "without")
+    )
+    yield f"\n# Which package is a docstring from? {len(test):,} of modules never seen before"
+    accuracies = {
+        "with pre-training": accuracy(with_),
+        "without": accuracy(without),
+        "majority class": majority_accuracy(parts["train"], test),
+    }
+    yield table(("", "accuracy"), [(name, f"{value:.1%}") for name, value in accuracies.items()])
+    yield "\n# Some predictions with pre-training"
+    rows = [
+        (p.answer, f"{p.probability:.0%}", p.row.label, shorten(p.row.text)) for p in sample(with_)
+    ]
+    yield table(("predicted", "sure", "right is", "docstring"), rows)
+    yield "\n# Seconds"
+    timings = {**seconds, "all": sum(seconds.values())}
+    yield table(("", ""), [(name, f"{value:.0f}") for name, value in timings.items()])
+    yield "\n# What was made"
+    yield table(("", ""), [(name, f"{output}/{path}") for name, path in MADE.items()])
+    yield f"\nCurves: tensorboard --logdir {output}/runs"
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

@@ -53,7 +53,13 @@ class PositionEmbedding(_Table):
     def forward(self, stream: Stream, layout: Layout) -> Tensor:
         positions = stream.inputs.get("positions")
         if positions is None:
-            return self.weight[: layout.valid.shape[1]]
+            length = layout.valid.shape[1]
+            if length > len(self.weight):
+                raise ValueError(
+                    f"rows must have at most {len(self.weight)} positions "
+                    f"(embedding.parts.position.length), but have {length}"
+                )
+            return self.weight[:length]
         return F.embedding(positions, self.weight)
 
 

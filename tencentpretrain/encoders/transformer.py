@@ -10,6 +10,7 @@ from tencentpretrain.config import PositiveFloat, PositiveInt, Probability
 from tencentpretrain.encoders.base import ENCODERS, Encoder, EncoderConfig
 from tencentpretrain.layers.activation import ActivationName
 from tencentpretrain.layers.block import NormOrder, TransformerBlock
+from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.mask import MaskName, build_mask
 from tencentpretrain.layers.norm import NormName, build_norm
 from tencentpretrain.layers.padding import pad, unpad
@@ -80,11 +81,12 @@ class TransformerEncoder(Encoder):
     def forward(self, hidden: Tensor, layout: Layout, want: Want = NOTHING) -> Hidden:
         """Encode `hidden` [B, S, D]."""
         mask = build_mask(self.config.mask, layout)
+        grid = HeadGrid(layout, self.config.heads)
         states = unpad(hidden, layout)
         wanted = [hidden] if 0 in want.layers else []
         attentions = []
         for number, block in enumerate(self.blocks(), start=1):
-            states, probabilities = block(states, layout, mask, number in want.attentions)
+            states, probabilities = block(states, grid, mask, number in want.attentions)
             if number in want.layers:
                 wanted.append(pad(states, layout))
             if probabilities is not None:
@@ -97,7 +99,7 @@ class TransformerEncoder(Encoder):
         return list(self.layers)
 
     def residual_outputs(self) -> Sequence[nn.Linear]:
-        blocks = [block for block in self.layers if isinstance(block, TransformerBlock)]
+        blocks = [block for block in self.blocks() if isinstance(block, TransformerBlock)]
         return [linear for block in blocks for linear in block.residual_outputs()]
 
     def flops(self, length: int) -> int:

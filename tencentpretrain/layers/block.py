@@ -10,9 +10,9 @@ from tencentpretrain.layers.activation import ActivationName
 from tencentpretrain.layers.attention import SelfAttention
 from tencentpretrain.layers.dropout import Dropout
 from tencentpretrain.layers.feed_forward import FeedForward
+from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.mask import AttentionMask
 from tencentpretrain.layers.norm import NormName, build_norm
-from tencentpretrain.types import Layout
 
 NormOrder = Literal["post", "pre"]
 
@@ -47,11 +47,11 @@ class TransformerBlock(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, states: Tensor, layout: Layout, mask: AttentionMask, is_wanted: bool = False
+        self, states: Tensor, grid: HeadGrid, mask: AttentionMask, is_wanted: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Transform flat states [T, D]; also the attention probabilities where `is_wanted`."""
         inputs = self.attention_norm(states) if self.is_pre else states
-        update, probabilities = self.attention(inputs, layout, mask, is_wanted)
+        update, probabilities = self.attention(inputs, grid, mask, is_wanted)
         states = states + self.dropout(update)
         if not self.is_pre:
             states = self.attention_norm(states)

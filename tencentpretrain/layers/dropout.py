@@ -19,7 +19,7 @@ def draw_mask(like: Tensor, rate: float) -> Tensor:
     words costs a seventh of it; the rate is exact to 1/65536, and the scale belongs to the rate
     that was applied, so that the expectation is exact.
     """
-    dropped = round(rate * _LEVELS)
+    dropped = min(round(rate * _LEVELS), _LEVELS - 1)
     words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
     draws = words.view(torch.int16)[: like.numel()].view(like.shape)
     mask = torch.empty(like.shape, dtype=like.dtype)

@@ -10,8 +10,9 @@ NormName = Literal["layer", "rms", "none"]
 
 
 def build_norm(name: NormName, size: int, eps: float) -> nn.Module:
-    """Norm over the last dimension: "layer" (Ba et al., 2016) or "rms" (Zhang et al., 2019).
+    """Norm over the last dimension, of `size`.
 
+    "layer" is that of Ba et al. (2016), "rms" that of Zhang and Sennrich (2019).
     The gain starts at 1 and the bias at 0; "none" is the identity.
     """
     if name == "layer":

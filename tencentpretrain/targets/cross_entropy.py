@@ -33,7 +33,8 @@ def vocabulary_loss(
     The gradients are computed chunk by chunk along with the loss, while the logits of a chunk are
     there; the backward pass only scales them.
     """
-    loss, correct = _VocabularyLoss.apply(states, weight, bias, labels)  # type: ignore[no-untyped-call]
+    trains = torch.is_grad_enabled()
+    loss, correct = _VocabularyLoss.apply(states, weight, bias, labels, trains)  # type: ignore[no-untyped-call]
     count = (labels != IGNORE).sum()
     return Ratio(loss, count), Ratio(correct, count)
 
@@ -41,37 +42,34 @@ def vocabulary_loss(
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, trains: bool
     ) -> tuple[Tensor, Tensor]:
-        needs = ctx.needs_input_grad
-        grad_states = torch.empty_like(states) if needs[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None
-        grad_bias = (
-            torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs[2] else None
-        )
-        loss = torch.zeros((), dtype=torch.float32, device=states.device)
-        correct = torch.zeros((), dtype=torch.int64, device=states.device)
+        device = states.device.type
         dtype = torch.promote_types(states.dtype, weight.dtype)
-        if torch.is_autocast_enabled(states.device.type):
-            dtype = torch.get_autocast_dtype(states.device.type)
-        weight_used = weight.to(dtype)
-        rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-        for start in range(0, states.shape[0], rows):
-            chunk = slice(start, start + rows)
-            inputs = states[chunk].to(dtype)
-            logits = F.linear(inputs, weight_used, None if bias is None else bias.to(dtype)).float()
-            chunk_loss, chunk_correct = _to_gradient(logits, labels[chunk])
-            loss += chunk_loss
-            correct += chunk_correct
-            gradient = logits.to(dtype)
-            if grad_states is not None:
-                grad_states[chunk] = gradient @ weight_used
-            if grad_weight is not None:
-                grad_weight.addmm_(
-                    gradient.T, inputs
-                ) if dtype == torch.float32 else grad_weight.add_(gradient.T @ inputs)
-            if grad_bias is not None:
-                grad_bias += logits.sum(0)
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        exact = torch.promote_types(dtype, torch.float32)
+        needs = [trains and needed for needed in ctx.needs_input_grad]
+        grad_states = torch.empty_like(states) if needs[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if needs[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and needs[2] else None
+        loss = torch.zeros((), dtype=exact, device=states.device)
+        correct = torch.zeros((), dtype=torch.int64, device=states.device)
+        used_weight, used_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        with torch.autocast(device, enabled=False):
+            for chunk in _chunks(states.shape[0], weight.shape[0]):
+                inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
+                logits = F.linear(inputs, used_weight, used_bias).to(exact)
+                chunk_loss, chunk_correct = _to_gradient(logits, labels[chunk], kept)
+                loss += chunk_loss
+                correct += chunk_correct
+                gradient = logits.to(dtype)
+                if grad_states is not None:
+                    grad_states[chunk] = (gradient @ used_weight).mul_(kept[:, None])
+                if grad_weight is not None:
+                    _add_product(grad_weight, gradient.T, inputs * kept[:, None])
+                if grad_bias is not None:
+                    grad_bias += kept.to(exact) @ logits
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(correct)
@@ -87,18 +85,35 @@ class _VocabularyLoss(torch.autograd.Function):
             None if weight is None else weight.mul_(grad).to(weight_dtype),
             None if bias is None else bias.mul_(grad).to(bias_dtype),
             None,
+            None,
         )
 
 
-def _to_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss [] and correct answers [] of a chunk; `logits` [K, V] becomes its gradient in place."""
-    ignored = labels == IGNORE
-    index = labels.masked_fill(ignored, 0)[:, None]
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    """`rows` in as few equal parts as keep the logits of each within `CHUNK_BYTES`."""
+    most = max(1, CHUNK_BYTES // (4 * vocabulary))
+    size = -(-rows // max(1, -(-rows // most)))
+    return [slice(start, start + size) for start in range(0, rows, max(1, size))]
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left` @ `right` to `total`, which may be of a higher precision."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _to_gradient(logits: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss [] and correct answers [] of the `kept` rows of a chunk.
+
+    In place, the rows of `logits` [K, V] become gradients of their losses, those not kept too.
+    """
+    index = labels.masked_fill(~kept, 0)[:, None]
     highest = logits.amax(-1, keepdim=True)
     picked = logits.gather(-1, index)
-    correct = (picked >= highest).squeeze(-1) & ~ignored
+    correct = (picked >= highest).squeeze(-1) & kept
     total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
     losses = total.log() - (picked - highest)
     logits.div_(total).scatter_add_(-1, index, torch.full_like(picked, -1.0))
-    logits.masked_fill_(ignored[:, None], 0.0)
-    return losses.squeeze(-1).masked_fill(ignored, 0.0).sum(), correct.sum()
+    return losses.squeeze(-1).masked_fill(~kept, 0.0).sum(), correct.sum()

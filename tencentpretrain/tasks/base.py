@@ -52,7 +52,10 @@ class Inputs:
             DataError: if the model comes without one.
         """
         if self.tokenizer is None:
-            raise DataError("this task reads text, but the model comes without a tokenizer")
+            raise DataError(
+                "this task reads text, but there is no tokenizer; where init=none, choose one with "
+                "tokenizer=wordpiece (or another kind) and tokenizer.vocab=FILE"
+            )
         return self.tokenizer
 
 

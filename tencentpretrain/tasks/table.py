@@ -163,8 +163,8 @@ def _plain(value: Any, column: str, where: str) -> str:
     """The text that a JSON value stands for, as a TSV field would hold it."""
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
     if isinstance(value, list) and all(isinstance(v, str) and v and " " not in v for v in value):
         return " ".join(value)
     raise DataError(

@@ -219,7 +219,9 @@ class Tokenizer(ABC):
             or next((n for n in cls.usual.get(role, ()) if n in known), None)
             for role in ROLES
         }
-        kind = getattr(config, "name", "")
+        kind = getattr(config, "name", "") or next(
+            n for n in TOKENIZERS if TOKENIZERS.get(n) is cls
+        )
         content = {"format": FORMAT, "kind": kind, "specials": specials, **options}
         return {DESCRIPTION: (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()}
 

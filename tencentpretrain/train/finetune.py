@@ -13,12 +13,14 @@ from tencentpretrain.config import (
     Choice,
     ComponentConfig,
     Config,
+    ConfigError,
     NonNegativeFloat,
     NonNegativeInt,
     PathLike,
     PositiveInt,
     SerializeAsAny,
     check,
+    decode,
 )
 from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.model import ModelConfig, build_model
@@ -31,7 +33,7 @@ from tencentpretrain.train.load import load_weights
 from tencentpretrain.train.precision import resolve_precision
 from tencentpretrain.train.saved_checkpoint import CHECKPOINTS, find_latest, open_checkpoint
 from tencentpretrain.train.session import Job, RunConfig, Session
-from tencentpretrain.train.source import find_source, task_model
+from tencentpretrain.train.source import find_source, task_model, without_heads
 from tencentpretrain.train.trainer import TrainerConfig
 
 log = logging.getLogger("tencentpretrain")
@@ -81,7 +83,19 @@ class FinetuneConfig(RunConfig):
     @check("init", "model")
     def _has_model(self) -> str | None:
         if self.init == "none" and not self.model:
-            return "model is required where init=none; choose one with model=family/size"
+            return "model is required where init=none"
+        return None
+
+    @check("init", "model", "task")
+    def _whole_model(self) -> str | None:
+        """A whole model is checked at once; keys that differ need the model that they are of."""
+        if self.init != "none" or not self.model:
+            return None
+        heads = TASKS.get(self.task.name).heads
+        try:
+            decode(ModelConfig, without_heads(self.model, heads), "model")
+        except ConfigError as error:
+            return str(error)
         return None
 
     @check("init", "tokenizer")

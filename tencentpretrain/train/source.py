@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,19 +76,17 @@ def task_model(
     Raises:
         ConfigError: with every mistake in `overrides`, or if the model cannot do the task.
     """
-    given = overrides.get("target") or {}
-    if not isinstance(given, Mapping):
-        raise ConfigError.at("model.target", f"must be a group of keys, but is {given!r}")
-    others = {name: config for name, config in given.items() if name not in task.heads}
+    rest = without_heads(overrides, task.heads)
     if source:
-        _refuse_pretraining(task, overrides, others)
-    before = decode(ModelConfig, merge(source, {**overrides, "target": others}), "model")
+        _refuse_pretraining(task, rest)
+    before = decode(ModelConfig, merge(source, rest), "model")
     heads = task.targets(before)
     ties = {
         replaced: kept
         for replaced, kept in before.ties.items()
         if not f"{replaced} {kept}".count("target.")
     }
+    given = overrides.get("target") or {}
     plain = {
         **before.to_dict(),
         "target": {name: merge(c.to_dict(), given.get(name) or {}) for name, c in heads.items()},
@@ -98,10 +96,19 @@ def task_model(
     return decode(ModelConfig, plain, "model")
 
 
-def _refuse_pretraining(
-    task: Task[Any, Any], overrides: Mapping[str, Any], targets: Mapping[str, Any]
-) -> None:
+def without_heads(model: Mapping[str, Any], heads: Sequence[str]) -> dict[str, Any]:
+    """Plain data of a `model` without those targets that are `heads` of a task."""
+    targets = model.get("target")
+    if not isinstance(targets, Mapping):
+        return dict(model)
+    return {**model, "target": {name: c for name, c in targets.items() if name not in heads}}
+
+
+def _refuse_pretraining(task: Task[Any, Any], overrides: Mapping[str, Any]) -> None:
     """What is for pre-training would change nothing, so it must not be given."""
+    targets = overrides.get("target") or {}
+    if not isinstance(targets, Mapping):
+        raise ConfigError.at("model.target", f"must be a group of keys, but is {targets!r}")
     problems = [
         Problem(
             f"model.target.{name}",

@@ -89,6 +89,11 @@ def test_long_documents_are_cut_at_the_same_lines_whatever_the_slices_are(
         assert [s for d in whole for s in d] == [s for d in naive(content) for s in d]
 
 
+@pytest.mark.parametrize("content", [b" \na", b"a\n ", b"\r\na", b"\n", b"a", b""])
+def test_tiny_files(tmp_path: Path, content: bytes) -> None:
+    assert read(write(tmp_path / "a", content)) == naive(content)
+
+
 @pytest.mark.parametrize("layout", ["lines", "jsonl", "tsv"])
 def test_each_line_is_a_document(tmp_path: Path, layout: str) -> None:
     texts = [f"text {number} 字" for number in range(200)]

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -151,6 +152,17 @@ def test_nothing_appears_when_writing_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            make(tmp_path / "s", some_documents(5000), 1 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_output_is_replaced_only_if_asked_and_only_shards(tmp_path: Path) -> None:
     target = make(tmp_path / "s", some_documents(2))
     with pytest.raises(DataError, match="overwrite=true"):
@@ -263,7 +275,7 @@ def set_key(*path: object, to: object) -> Callable[[dict], None]:
         (set_key("files", "../../x", to={"bytes": 1, "checksum": ""}), "its parts disagree"),
         (set_key("surprise", to=1), "is damaged"),
     ],
-    ids=str,
+    ids=range(10),
 )
 def test_a_false_index_is_refused(
     tmp_path: Path, change: Callable[[dict], None], message: str

@@ -56,11 +56,11 @@ def test_other_separators_of_lines_are_characters(tmp_path: Path) -> None:
 def test_json_lines(tmp_path: Path) -> None:
     records = [
         {"text_a": "one\ttwo", "label": 1, "more": None},
-        {"label": "x", "text_a": ["a", "b"]},
+        {"label": True, "text_a": ["a", "b"]},
     ]
     content = "\n\n".join(json.dumps(record) for record in records).encode()
     rows = read(tmp_path / "a.jsonl", content, "text_a", "label", optional=("text_b",))
-    assert rows == [{"text_a": "one\ttwo", "label": "1"}, {"text_a": "a b", "label": "x"}]
+    assert rows == [{"text_a": "one\ttwo", "label": "1"}, {"text_a": "a b", "label": "true"}]
 
 
 def test_rows_know_their_line(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_rows_know_their_line(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text_a": "a"}\n{"text_a": \n', ["line 2 is not JSON"]),
         ("a.jsonl", b"[1]\n", ["line 1 must be a JSON object"]),
         ("a.jsonl", b'{"text_a": "a"}\n{"text": "b"}\n', ["line 2", "`text_a`", "are `text`"]),
-        ("a.jsonl", b'{"text_a": true}\n', ["line 1: `text_a`", "but is true"]),
+        ("a.jsonl", b'{"text_a": null}\n', ["line 1: `text_a`", "but is null"]),
         ("a.jsonl", b'{"text_a": ["a b"]}\n', ["without spaces", '["a b"]']),
     ],
 )

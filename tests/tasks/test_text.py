@@ -99,7 +99,7 @@ def test_rows_without_special_tokens_are_not_empty(tmp_path: Path) -> None:
 
 
 def test_a_text_task_needs_a_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="without a tokenizer"):
+    with pytest.raises(DataError, match="there is no tokenizer"):
         RowFormat(Inputs(toy.inputs(tmp_path).model, None), 8)
 
 

@@ -20,6 +20,7 @@ from tencentpretrain.tokenizers.base import (
     build_tokenizer,
     load_tokenizer,
 )
+from tencentpretrain.tokenizers.simple import SpaceTokenizer
 
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -347,6 +348,13 @@ def test_a_tokenizer_json_is_not_cut_or_filled_up(tmp_path: Path, chinese: Token
     }
     path.write_text(json.dumps(content), encoding="utf-8")
     assert build("json", path).encode("我爱北京") == chinese.encode("我爱北京")
+
+
+def test_a_config_without_its_name_will_do(tmp_path: Path) -> None:
+    config = SpaceTokenizer.Config(vocab=entries(tmp_path, "a"))
+    tokenizer = SpaceTokenizer.from_config(config)
+    tokenizer.save(tmp_path / "t")
+    assert load_tokenizer(tmp_path / "t").kind == "space"
 
 
 def test_what_is_no_saved_tokenizer_is_named(tmp_path: Path) -> None:

@@ -200,6 +200,11 @@ def test_configs_that_cannot_be(tmp_path: Path) -> None:
         decode(FinetuneConfig, {**data, "task": {"name": "clasify"}})
     with pytest.raises(ConfigError, match=r"task\.lenght: .*did you mean `length`"):
         decode(FinetuneConfig, {**data, "task": {"name": "ner", "lenght": 9}})
+    wrong = {"model": {"encoder": {"dropot": 0.1}, "hiden": 8}, "optim": {"lrr": 1}}
+    with pytest.raises(ConfigError) as error:
+        decode(FinetuneConfig, toy.merged(data, wrong))
+    for key in ("model.encoder.dropot", "model.hiden", "optim.lrr"):
+        assert f"{key}: is not a known key" in str(error.value)
     with pytest.raises(ConfigError, match=r"task\.length: must be at most"):
         run_finetune(decode(FinetuneConfig, toy.merged(data, {"task": {"length": 65}})))
     assert not (tmp_path / "run").exists()

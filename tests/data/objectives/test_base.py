@@ -5,6 +5,7 @@ import torch
 from tencentpretrain.config import ConfigError, decode
 from tencentpretrain.data.objectives import OBJECTIVES
 from tencentpretrain.data.objectives.base import Objective
+from tencentpretrain.data.shards import Ragged, ShardWriter, open_shards, text_columns
 from tencentpretrain.errors import DataError
 from tests.helpers.objectives import objective
 from tests.helpers.shards import FakeShards, FakeTokenizer, numbered_shards, random_shards
@@ -151,3 +152,36 @@ def test_stored_words_are_masked_whole(name):
         is_text = ~np.isin(original, [*made.tokenizer.special_ids])
         inside = is_text[1:] & is_text[:-1] & ~np.isin(original[1:], first)
         assert (chosen[1:][inside] == chosen[:-1][inside]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_documents_give_the_same_examples(name, tmp_path):
+    shards = random_shards(30)
+    random = np.random.default_rng(0)
+    words = np.concatenate([random.random(len(text)) < 0.5 for text in shards.texts])
+    sentence_ends, document_ends = shards.sentence_boundaries()
+    lengths = shards.lengths()
+    owner = document_ends.searchsorted(sentence_ends)
+    columns = text_columns(shards.tokens + 7, has_words=True)
+    with ShardWriter(
+        tmp_path / "shards", columns=columns, vocab_size=shards.tokens + 7, shard_tokens=500
+    ) as writer:
+        relative = sentence_ends - (document_ends - lengths)[owner]
+        writer.write(
+            {
+                "tokens": Ragged(np.concatenate(shards.texts), lengths),
+                "sentences": Ragged(relative, np.bincount(owner)),
+                "words": Ragged(words, lengths),
+            }
+        )
+    stored = open_shards(tmp_path / "shards")
+    assert len([*(tmp_path / "shards").glob("*.tokens.npy")]) > 2
+    values = {"masking": "word"} if name != "lm" else {}
+    shards = FakeShards([[t.tolist()] for t in shards.texts], np.split(words, document_ends[:-1]))
+    shards.sentence_boundaries = lambda: (sentence_ends, document_ends)
+    in_memory = objective(name, shards, length=40, **values)
+    on_disk = type(in_memory)(in_memory.config, stored, in_memory.tokenizer, in_memory.seed)
+    assert len(on_disk) == len(in_memory)
+    for index in range(len(in_memory)):
+        one, other = in_memory.make(1, index), on_disk.make(1, index)
+        assert all(np.array_equal(one[key], other[key]) for key in one)

@@ -1,0 +1,28 @@
+"""All speed benchmarks, one after another: `python -m benchmarks`, or `make bench`.
+
+`python -m benchmarks.quality` measures quality, which takes much longer.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from benchmarks.common import ROOT
+
+SPEED = ("train_step", "preprocess", "loader", "checkpoint", "start")
+
+
+def main() -> int:
+    failed = [
+        name
+        for name in SPEED
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT).returncode
+    ]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

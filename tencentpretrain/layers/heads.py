@@ -1,0 +1,66 @@
+"""Between flat valid positions and attention heads on the padded grid.
+
+Shapes: B rows, S positions, T valid positions, D width, N heads, H width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tencentpretrain.layers.padding import take_rows
+from tencentpretrain.types import Layout
+
+
+class HeadGrid:
+    """Splits states [T, D] into `heads` on the grid of `layout`, and merges them back.
+
+    Each way is one copy of head-sized pieces, made with indices that all layers share. Padding
+    holds a copy of the first valid position: a key there is never seen and a query there never
+    read, so no gradient comes back from it.
+    """
+
+    def __init__(self, layout: Layout, heads: int) -> None:
+        self.layout = layout
+        self.heads = heads
+        self.rows, self.length = layout.valid.shape
+        tokens = layout.tokens
+        if tokens is None:
+            return
+        head = torch.arange(heads, device=tokens.device)
+        row, position = tokens // self.length, tokens % self.length
+        place = torch.zeros_like(layout.valid, dtype=torch.int64)
+        place[row, position] = torch.arange(len(tokens), device=tokens.device)
+        self._source = (place[:, None] * heads + head[:, None]).flatten()
+        self._target = ((row[:, None] * heads + head) * self.length + position[:, None]).flatten()
+
+    def split(self, states: Tensor) -> Tensor:
+        """Heads [B, N, S, H] of `states` [T, D]."""
+        size = states.shape[1] // self.heads
+        if self.layout.tokens is None:
+            return states.view(self.rows, self.length, self.heads, size).transpose(1, 2)
+        pieces: Tensor = _Spread.apply(states.view(-1, size), self._source, self._target)  # type: ignore[no-untyped-call]
+        return pieces.view(self.rows, self.heads, self.length, size)
+
+    def merge(self, pieces: Tensor) -> Tensor:
+        """States [T, D] of heads [B, N, S, H]."""
+        if self.layout.tokens is None:
+            return pieces.transpose(1, 2).flatten(2).flatten(0, 1)
+        rows = take_rows(pieces.reshape(-1, pieces.shape[-1]), self._target)
+        return rows.view(len(self.layout.tokens), -1)
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pieces: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(target)
+        return pieces.index_select(0, source)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (target,) = ctx.saved_tensors
+        return grad.index_select(0, target), None, None

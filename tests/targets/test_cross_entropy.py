@@ -1,0 +1,151 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tencentpretrain.targets import cross_entropy
+from tencentpretrain.targets.cross_entropy import class_loss, vocabulary_loss
+from tencentpretrain.types import IGNORE
+
+ROWS, WIDTH, VOCABULARY = 13, 6, 31
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    states = torch.randn(ROWS, WIDTH, dtype=dtype, requires_grad=True)
+    weight = torch.randn(VOCABULARY, WIDTH, dtype=dtype, requires_grad=True)
+    bias = torch.randn(VOCABULARY, dtype=dtype, requires_grad=True)
+    labels = torch.randint(VOCABULARY, (ROWS,))
+    labels[[0, 7, 12]] = IGNORE
+    return states, weight, bias, labels
+
+
+def chunked(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", rows * 4 * VOCABULARY)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 4, 6, 13, 100])
+def test_loss_and_gradients_are_those_of_torch(
+    rows: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunked(monkeypatch, rows)
+    states, weight, bias, labels = inputs()
+    used = bias if has_bias else None
+    wanted = [states, weight, bias] if has_bias else [states, weight]
+    loss, accuracy = vocabulary_loss(states, weight, used, labels)
+    logits = F.linear(states, weight, used)
+    expected = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
+    torch.testing.assert_close(loss.total, expected)
+    assert int(loss.count) == int(accuracy.count) == ROWS - 3
+    assert int(accuracy.total) == int((logits.argmax(-1) == labels).sum())
+    ours = torch.autograd.grad(loss.total * 0.7, wanted)
+    theirs = torch.autograd.grad(expected * 0.7, wanted)
+    for gradient, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunked(monkeypatch, 5)
+    states, weight, bias, labels = inputs(torch.float64)
+
+    def function(*tensors: Tensor) -> Tensor:
+        return vocabulary_loss(*tensors, labels)[0].total
+
+    assert torch.autograd.gradcheck(function, (states, weight, bias))
+
+
+def test_large_logits_neither_overflow_nor_lose_the_loss() -> None:
+    states = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    weight = torch.tensor([[1.0], [0.5], [-1.0]], requires_grad=True)
+    labels = torch.tensor([2, 2])
+    loss, accuracy = vocabulary_loss(states, weight, None, labels)
+    assert float(loss.total.detach()) == pytest.approx(2e4)
+    assert int(accuracy.total) == 1
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(loss.total, (states, weight)))
+
+
+@pytest.mark.parametrize("labels", [torch.full((4,), IGNORE), torch.zeros(0, dtype=torch.int64)])
+def test_nothing_supervised_gives_zero_loss_and_gradients(labels: Tensor) -> None:
+    states = torch.randn(len(labels), WIDTH, requires_grad=True)
+    weight = torch.randn(VOCABULARY, WIDTH, requires_grad=True)
+    loss, accuracy = vocabulary_loss(states, weight, None, labels)
+    assert float(loss.total.detach()) == int(loss.count) == int(accuracy.total) == 0
+    for gradient in torch.autograd.grad(loss.total, (states, weight)):
+        assert float(gradient.abs().sum()) == 0
+
+
+def test_bf16_autocast_is_near_fp32_and_gives_fp32_gradients() -> None:
+    states, weight, bias, labels = inputs()
+    exact = vocabulary_loss(states, weight, bias, labels)[0].total
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = vocabulary_loss(states.bfloat16(), weight, bias, labels)[0].total
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=2e-2, atol=0)
+    pairs = zip(
+        torch.autograd.grad(rounded, (states, weight, bias)),
+        torch.autograd.grad(exact, (states, weight, bias)),
+        strict=True,
+    )
+    for ours, expected in pairs:
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.05)
+
+
+class Watch(TorchDispatchMode):
+    """Remembers the sizes of all results, and the number of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[tuple[int, ...]] = set()
+        self.products = 0
+
+    def __torch_dispatch__(  # type: ignore[no-untyped-def]
+        self, function, types, args=(), kwargs=None
+    ):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.sizes.add(tuple(result.shape))
+        self.products += "mm" in str(function)
+        return result
+
+
+def test_logits_are_never_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunked(monkeypatch, 4)
+    states, weight, bias, labels = inputs()
+    with Watch() as watch:
+        vocabulary_loss(states, weight, bias, labels)[0].total.backward()
+    assert {size[0] for size in watch.sizes if size[1:] == (VOCABULARY,)} <= {1, 4}
+    assert (4, VOCABULARY) in watch.sizes
+
+
+@pytest.mark.parametrize(
+    ("prepare", "products"),
+    [
+        (lambda states, weight: torch.set_grad_enabled(False), 1),
+        (lambda states, weight: weight.requires_grad_(False), 2),
+        (lambda states, weight: states.requires_grad_(False), 2),
+        (lambda states, weight: None, 3),
+    ],
+    ids=["evaluation", "frozen output layer", "frozen model", "training"],
+)
+def test_only_needed_gradients_are_computed(
+    prepare: Callable[[Tensor, Tensor], object], products: int
+) -> None:
+    states, weight, _, labels = inputs()
+    with torch.enable_grad():
+        prepare(states, weight)
+        with Watch() as watch:
+            vocabulary_loss(states, weight, None, labels)
+    assert watch.products == products
+
+
+def test_classes() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [5.0, 0.0]], requires_grad=True)
+    labels = torch.tensor([0, 0, IGNORE])
+    loss, accuracy = class_loss(logits, labels)
+    expected = F.cross_entropy(logits[:2], labels[:2], reduction="sum")
+    torch.testing.assert_close(loss.total, expected)
+    assert (int(loss.count), int(accuracy.total), int(accuracy.count)) == (2, 1, 2)
