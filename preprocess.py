@@ -2,8 +2,7 @@
 
 import sys
 
-if __name__ == "__main__":
-    # Imported here, because worker processes import this file too and need none of it.
-    from tencentpretrain.cli import main
+from tencentpretrain.cli import main
 
+if __name__ == "__main__":
     sys.exit(main("preprocess"))

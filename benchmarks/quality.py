@@ -71,8 +71,8 @@ def classification(book: Notebook, language: str, seed: int) -> None:
     )
     book.rows += ["|---|---|---|", f"| pre-training | {seconds:.0f} | |"]
     for name, start in (
-        ("from scratch", ("init=none", "model=bert/mini", *tokenizer, "optim.lr=3e-4")),
         ("pre-trained", (f"init={pretrained}", "optim.lr=3e-4")),
+        ("from scratch", ("init=none", "model=bert/mini", *tokenizer, "optim.lr=3e-4")),
     ):
         run = book.folder / name.replace(" ", "_")
         seconds = book.run(
@@ -93,7 +93,7 @@ def classification(book: Notebook, language: str, seed: int) -> None:
 PRETRAIN = (
     "model=bert/mini",
     "trainer.batch_size=32",
-    "trainer.steps=900",
+    "trainer.steps=800",
     "optim.lr=1e-3",
     "optim.beta2=0.98",
     "model.objective.length=128",

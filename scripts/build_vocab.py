@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from tencentpretrain.cli import main
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package, without installing it
 
+from tencentpretrain.cli import main
+
+if __name__ == "__main__":
     sys.exit(main("build_vocab"))

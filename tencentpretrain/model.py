@@ -90,6 +90,13 @@ class ModelConfig(Config):
                 )
         return None
 
+    @check("target")
+    def _target_names_are_free(self) -> str | None:
+        for name in self.target:
+            if not name.isidentifier() or hasattr(Targets, name) or name == "weights":
+                return f"a target must not be called `{name}`"
+        return None
+
     @check("decoder", "target_embedding")
     def _decoder_has_input(self) -> str | None:
         if (self.decoder is None) == (self.target_embedding is None):

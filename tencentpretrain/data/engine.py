@@ -5,12 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any, Final, Protocol, TypeVar
 
 from tencentpretrain.errors import DataError
@@ -62,7 +65,8 @@ class ProcessEngine:
     """Processes of this machine.
 
     They are forked from a fresh server process, so that they share nothing with this one: no
-    threads, no locks, no large libraries. They end with this process, however it ends.
+    threads, no locks, no large libraries, not the script. They end with this process, however it
+    ends.
     """
 
     def __init__(self, workers: int) -> None:
@@ -91,11 +95,23 @@ class ProcessEngine:
     def _results(self, pool: ProcessPoolExecutor, items: Iterable[T]) -> Generator[Any, None, None]:
         waiting: deque[Future[Any]] = deque()
         for item in items:
-            waiting.append(pool.submit(_run, item))
+            with _no_main_module():
+                waiting.append(pool.submit(_run, item))
             if len(waiting) >= IN_FLIGHT * self._workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Keep new workers from importing the script that runs, with all that it imports."""
+    own = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = own
 
 
 def make_engine(workers: int) -> Engine:

@@ -1,8 +1,7 @@
 """A corpus and a labelled set made from a library of Python modules.
 
 The labelled set asks for the top-level package that a docstring comes from. It is split by module,
-so that no module is in two parts, and the corpus for pre-training is to leave out the modules of the
-dev and test parts: what pre-training adds cannot come from having read them.
+so that no module is in two parts.
 """
 
 from __future__ import annotations

@@ -150,10 +150,10 @@ def prepare(config: FinetuneConfig) -> Plan:
     train_rows, dev_rows = _split(task, rows, config.data.dev)
     test_rows = None if config.data.test is None else task.read(config.data.test, True)
     model_config = task_model(task, source.model, config.model)
-    session = Session(resolve(config, model_config, len(train_rows)))
     inputs = Inputs(model_config, source.tokenizer)
     train, dev = (task.examples(part, inputs, True) for part in (train_rows, dev_rows))
     test = None if test_rows is None else task.examples(test_rows, inputs, True)
+    session = Session(resolve(config, model_config, len(train)))
     log.info(f"{task.name}: {len(train):,} examples to train on, {len(dev):,} to choose by")
     tokenizer, device = source.tokenizer, session.parallel.device
     vocabulary = 0 if tokenizer is None else tokenizer.vocab_size
@@ -179,14 +179,14 @@ def prepare(config: FinetuneConfig) -> Plan:
     return Plan(session, job, task, machine, test)
 
 
-def resolve(config: FinetuneConfig, model: ModelConfig, rows: int) -> FinetuneConfig:
-    """`config` with the whole `model`, and with lengths that depend on the number of `rows`."""
+def resolve(config: FinetuneConfig, model: ModelConfig, examples: int) -> FinetuneConfig:
+    """`config` with the whole `model`, and with lengths that depend on the number of `examples`."""
     trainer = config.trainer
     lengths: dict[str, float] = {}
     if trainer.steps is None and not trainer.epochs:
         lengths["epochs"] = EPOCHS
     if trainer.eval_every is None:
-        lengths["eval_every"] = max(1, round(rows / trainer.batch_size))
+        lengths["eval_every"] = max(1, round(examples / trainer.batch_size))
     return config.model_copy(
         update={"model": model.to_dict(), "trainer": trainer.model_copy(update=lengths)}
     )

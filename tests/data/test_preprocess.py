@@ -178,6 +178,20 @@ def test_starting_needs_no_torch() -> None:
     assert done.stdout.strip() == b"False"
 
 
+def test_workers_do_not_have_what_this_process_has(
+    tmp_path: Path, vocab: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "torch" in sys.modules
+    (tmp_path / "no_torch.py").write_text(
+        "import sys\ndef cut(text):\n    assert 'torch' not in sys.modules\n    return text.split()"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = {"segmenter": "no_torch:cut", "plugins": ["no_torch"], "workers": 2}
+    for module in ("tencentpretrain.registry", "tencentpretrain.data.segment"):
+        monkeypatch.setattr(f"{module}.TRUSTED", {"no_torch"})
+    assert run_preprocess(config(vocab, corpus, tmp_path / "s", **keys)) == 0
+
+
 SLOW = """
 import os, pathlib, time
 

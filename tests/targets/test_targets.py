@@ -169,11 +169,13 @@ def test_targets_ask_together_for_what_each_wants(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_weight_must_be_positive() -> None:
-    with pytest.raises(ConfigError, match=r"target.nsp.weight: must be > 0, but is 0"):
+    with pytest.raises(ConfigError, match=r"target.nsp.weight: must be > 0.0, but is 0"):
         model_config("bert/tiny", {"target": {"nsp": {"weight": 0}}})
 
 
-@pytest.mark.parametrize("name", ["weights", "want", "mlm.two"])
+@pytest.mark.parametrize("name", ["units", "weights", "mlm.two", "train"])
 def test_names_that_are_taken_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="target must not be called"):
-        model_config("bert/tiny", {"target": {name: {"name": "mlm"}}})
+    config = model_data("bert/tiny")
+    config["target"] = {name: {"name": "mlm"}}
+    with pytest.raises(ConfigError, match=f"a target must not be called `{name}`"):
+        decode(ModelConfig, config)

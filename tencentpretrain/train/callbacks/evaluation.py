@@ -31,7 +31,8 @@ class Evaluator(Callback):
     def step_end(self, trainer: Trainer) -> None:
         if trainer.step % self.every == 0 or trainer.step == trainer.steps:
             results = self.evaluate(trainer)
-            trainer.call("evaluated", results)
+            if results:
+                trainer.call("evaluated", results)
             trainer.speed.start()
 
 
