@@ -87,7 +87,13 @@ class Sgd(OptimizerFactory):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         momentum = self.config.momentum
-        return torch.optim.SGD(groups, lr=self.config.lr, momentum=momentum, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=self.config.lr, momentum=momentum, fused=True)
+        if momentum:
+            # Where the first step is skipped, torch 2.11 would leave the memory of the running
+            # gradient as it is allocated. From zero, the first step is the same as without.
+            for parameter in (p for group in groups for p in group["params"]):
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
 
 @OPTIMIZERS.register("adafactor")

@@ -32,6 +32,7 @@ from tencentpretrain.train.callbacks.saving import CheckpointConfig, Checkpointe
 from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore, RunLock, open_checkpoint
 from tencentpretrain.train.load import load_weights
 from tencentpretrain.train.optim import OPTIMIZERS
+from tencentpretrain.train.saved_checkpoint import find_latest
 from tencentpretrain.train.schedule import SCHEDULES, ScheduleConfig
 from tencentpretrain.train.trainer import Trainer, TrainerConfig
 from tencentpretrain.wrappers.base import WRAPPERS
@@ -51,10 +52,12 @@ class RunConfig(Config):
     """Directory of the run: config, metrics, checkpoints; the same command continues it."""
     init: str = "none"
     """Run directory or checkpoint whose weights to start from; none draws them at random."""
-    init_missing: list[str] = []
+    allow_missing: list[str] = []
     """Patterns of parameter names that `init` may lack; they start at random."""
-    init_unexpected: list[str] = []
+    allow_unexpected: list[str] = []
     """Patterns of names in `init` that the model may lack; they are left out."""
+    allow_mismatched: list[str] = []
+    """Patterns of parameter names that may have another shape in `init`; they start at random."""
     resume: Literal["auto", "never", "must"] = "auto"
     """Continue the run in run_dir: auto if it exists, never (refuse), or must (it has to exist)."""
     seed: NonNegativeInt = 0
@@ -135,13 +138,18 @@ class Session:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.parallel: Parallel = PARALLELS.build(config.parallel)
+        self.store = self._open_store(config.run_dir)
         self.found = self._find()
+
+    def _open_store(self, run_dir: Path) -> CheckpointStore:
+        rhythm = self.config.checkpoint
+        return CheckpointStore(run_dir, rhythm.keep_last, rhythm.save_best, rhythm.keep_every)
 
     def _find(self) -> Checkpoint | None:
         config, directory = self.config, self.config.run_dir
         if directory.exists() and not directory.is_dir():
             raise ConfigError.at("run_dir", f"must be a directory, but `{directory}` is a file")
-        found = CheckpointStore(directory).latest()
+        found = self.store.latest()
         if found is None and config.resume == "must":
             raise CheckpointError(
                 f"there is nothing to resume in `{directory}`; correct run_dir, or let "
@@ -206,9 +214,10 @@ class Session:
         source = open_checkpoint(Path(self.config.init))
         report = load_weights(
             model,
-            source.tensors("model", self.parallel.device),
-            allow_missing=[*allow, *self.config.init_missing],
-            allow_unexpected=[*allow, *self.config.init_unexpected],
+            source.tensors("model"),
+            allow_missing=[*allow, *self.config.allow_missing],
+            allow_unexpected=[*allow, *self.config.allow_unexpected],
+            allow_mismatched=self.config.allow_mismatched,
         )
         log.info(f"init from {source.path}: {report}")
 
@@ -218,13 +227,8 @@ class Session:
         for wrapper in config.wrappers.values():
             WRAPPERS.build(wrapper).apply(job.model)
         self.parallel.prepare(job.model)
-        store = CheckpointStore(
-            run_dir,
-            keep_last=config.checkpoint.keep_last,
-            keep_best=config.checkpoint.save_best,
-            keep_every=config.checkpoint.keep_every,
-            mode=job.mode,
-        )
+        store = self.store if run_dir == config.run_dir else self._open_store(run_dir)
+        store.mode = job.mode
         files: dict[str, bytes | Path] = {"config.yaml": self.config_bytes(), **job.files}
         if job.tokenizer is not None:
             job.tokenizer.save(run_dir / "tokenizer")
@@ -275,6 +279,7 @@ class Session:
                 self._check_fingerprints(self.found, job)
         config.run_dir.mkdir(parents=True, exist_ok=True)
         with RunLock(config.run_dir):
+            self._look_again()
             replace_file(config.run_dir / "config.yaml", self.config_bytes())
             trainer = self.trainer(job, config.run_dir)
             if trainer.step >= trainer.steps:
@@ -292,6 +297,12 @@ class Session:
             "the same command continues"
         )
         return EXIT_CODES.get(trainer.stop_reason, 0)
+
+    def _look_again(self) -> None:
+        """Another process may have trained between our first look and our lock."""
+        newest = find_latest(self.store.directory, verify=False)
+        if (newest and newest.path) != (self.found and self.found.path):
+            self.found = self._find()
 
     def _check_fingerprints(self, found: Checkpoint, job: Job) -> None:
         for name, value in found.manifest.fingerprints.items():

@@ -152,6 +152,21 @@ def test_skip_leaves_the_weights_alone_and_counts(tmp_path: Path) -> None:
     assert all(torch.isfinite(torch.tensor(r["train/loss"])) for r in recorder.records)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
+def test_skipping_the_first_step_is_like_not_doing_it(name: str) -> None:
+    optim = {"name": name, "lr": 0.01}
+    skipped = make_trainer(nonfinite="skip", callbacks=[Poison(0)], optim=optim, steps=4)
+    before = everything(skipped)
+    micros = next(iter(skipped.loader))
+    skipped.train_step(micros)
+    weights = {k: v for k, v in everything(skipped).items() if k.startswith("model")}
+    assert_identical(weights, {k: before[k] for k in weights})
+    skipped.step = 1
+    skipped.train_step(micros)
+    moved = [(everything(skipped)[k] - before[k]).abs().max().item() for k in weights]
+    assert 0 < max(moved) < 1
+
+
 def test_rollback_goes_back_and_on_with_other_batches(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, every=2, nonfinite="rollback", callbacks=[Poison(7)])
     trainer.fit()

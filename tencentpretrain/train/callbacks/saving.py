@@ -100,9 +100,9 @@ class Checkpointer(Callback):
         found = checkpoint or self.store.latest()
         if found is None:
             return
-        load_weights(trainer.model, found.tensors("model", trainer.device))
-        optimizer = found.tensors("optimizer", trainer.device)
-        load_optimizer(trainer.optimizer, trainer.model, optimizer)
+        # Tensors on the CPU are mapped from the files, so that none is held twice.
+        load_weights(trainer.model, found.tensors("model"))
+        load_optimizer(trainer.optimizer, trainer.model, found.tensors("optimizer"))
         trainer.load_state_dict(found.state())
         self.saved_step = trainer.step
 
