@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 from torch import Tensor
 
+from tencentpretrain.compose import compose
 from tencentpretrain.config import decode
 from tencentpretrain.model import ModelConfig, build_model, parameter_count
 from tencentpretrain.model_files import families, find_model, model_names
@@ -135,6 +136,13 @@ def test_output_layers_are_tied_to_the_word_table(name: str) -> None:
     model = build_model(model_config(name), 100, "meta")
     target = model.target["lm" if "lm" in model.target.weights else "mlm"]
     assert target.get_submodule("output").weight is model.embedding.get_parameter("word.weight")
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_the_command_line_composes_the_same(name: str) -> None:
+    composed = compose("pretrain", [f"model={name}"])
+    assert not composed.problems
+    assert decode(ModelConfig, composed.data["model"]) == model_config(name)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)

@@ -82,6 +82,7 @@ class WordPieceVocabulary(Trainer):
         rust = wordpiece.pipeline(
             model, config.lowercase, config.strip_accents, config.split_chinese
         )
+        _check_size(vocab_size, config.specials)
         room = int((vocab_size - len(config.specials)) * config.character_share)
         single = _characters(rust, self.read(), room)
         trainer = trainers.WordPieceTrainer(
@@ -133,12 +134,7 @@ class BpeVocabulary(Trainer):
     def train(self, vocab_size: int, min_frequency: int) -> dict[str, bytes]:
         config: BpeVocabulary.Config = self.config
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        least = len(alphabet) + len(config.specials)
-        if vocab_size < least:
-            raise DataError(
-                f"vocab_size must be at least {least} for bpe (256 bytes and the special tokens), "
-                f"but is {vocab_size}"
-            )
+        _check_size(vocab_size, [*alphabet, *config.specials])
         rust = bpe.pipeline(models.BPE(), config.add_prefix_space)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -236,6 +232,15 @@ class SentencePieceVocabulary(Trainer):
         return {MODEL: written.getvalue()}
 
 
+def _check_size(vocab_size: int, given: Sequence[str]) -> None:
+    """Whether there is room for entries beside those that are always there."""
+    if vocab_size <= len(given):
+        raise DataError(
+            f"vocab_size must be above {len(given)}, the number of entries that are always there "
+            f"(special tokens, and bytes for bpe), but is {vocab_size}"
+        )
+
+
 def _learn(
     rust: tokenizers.Tokenizer, trainer: trainers.Trainer, texts: Iterator[list[str]]
 ) -> Sequence[str]:
@@ -248,6 +253,7 @@ def _learn(
 def _whole(
     config: WholeVocabularyConfig, vocab_size: int, min_frequency: int
 ) -> trainers.WordLevelTrainer:
+    _check_size(vocab_size, config.specials)
     return trainers.WordLevelTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,

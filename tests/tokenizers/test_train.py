@@ -113,8 +113,9 @@ def test_the_same_corpus_gives_the_same_bytes(tmp_path: Path, corpus: Path, kind
 
 
 def test_what_cannot_be_learned_is_said(tmp_path: Path, corpus: Path) -> None:
-    with pytest.raises(DataError, match="at least 262"):
-        train(tmp_path / "v", corpus, "bpe", 100)
+    for kind, given in (("bpe", 262), ("wordpiece", 5), ("character", 5), ("space", 5)):
+        with pytest.raises(DataError, match=f"vocab_size must be above {given}"):
+            train(tmp_path / "v", corpus, kind, given)
     with pytest.raises(DataError, match=r"SentencePiece cannot learn 9 entries: .*required_chars"):
         train(tmp_path / "v", corpus, "sentencepiece", 9)
     empty = tmp_path / "empty.txt"
