@@ -155,7 +155,9 @@ def _encode(
             progress.add(encoded.consumed, encoded.documents)
     if summary.tokens == 0:
         reasons = "".join(f"; {count} {reason}" for reason, count in summary.remarks.items())
-        raise DataError(f"corpus.path: {len(files)} files hold no text at all{reasons}")
+        count = f"{len(files)} files hold" if len(files) > 1 else f"{files[0].path} holds"
+        with before_start():  # nothing was written
+            raise DataError(f"corpus.path: {count} no text at all{reasons}")
     return summary, progress.seconds
 
 
