@@ -11,15 +11,15 @@ import torch
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
-PEAK_BF16: Final = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-    "A10": 125e12,
+PEAK_RATES: Final = {
+    "H200": (989e12, 67e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "4090": (165e12, 82.6e12),
+    "A10": (125e12, 31.2e12),
 }
-"""Dense bf16 multiply-adds (as 2) a second from the vendors' data sheets, by part of the name."""
+"""Dense multiply-adds (as 2) a second in bf16 and fp32, from data sheets, by part of the name."""
 
 
 def resolve_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
@@ -46,8 +46,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Best rate of multiply-adds (as 2) a second; measured on a CPU, None for an unknown GPU."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        peak = next((peak for part, peak in PEAK_BF16.items() if part in name), None)
-        return peak if peak is None or dtype == torch.bfloat16 else peak / 2
+        rates = next((rates for part, rates in PEAK_RATES.items() if part in name), None)
+        return None if rates is None else rates[dtype != torch.bfloat16]
     size = 1024
     matrix = torch.ones(size, size, dtype=dtype)
     torch.mm(matrix, matrix)

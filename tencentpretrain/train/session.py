@@ -190,14 +190,19 @@ class Session:
         """Length of the run in updates.
 
         Raises:
-            ConfigError: if neither steps nor epochs are given.
+            ConfigError: if neither steps nor epochs are given, or the warm-up is longer.
         """
         trainer = self.config.trainer
         if trainer.steps is not None:
             return trainer.steps
         if not trainer.epochs:
             raise ConfigError.at("trainer.steps", "is required (or trainer.epochs)")
-        return max(1, round(trainer.epochs * len(examples) / trainer.batch_size))
+        steps = max(1, round(trainer.epochs * len(examples) / trainer.batch_size))
+        warmup = getattr(self.config.schedule, "warmup_steps", None)
+        if warmup is not None and warmup > steps:
+            message = f"must be at most the {steps} steps of the run, but is {warmup}"
+            raise ConfigError.at("schedule.warmup_steps", message)
+        return steps
 
     def init_weights(self, model: Model, allow: tuple[str, ...] = ()) -> None:
         """Load the weights that `config.init` names, unless a run is continued.

@@ -189,6 +189,10 @@ NOT_STARTED = {
     "heads": ({"model.encoder.heads": 3}, "encoder.heads must divide the width hidden=16"),
     "rows": ({"model.objective.length": 4096}, "objective.length must be at most"),
     "warm-up": ({"schedule.warmup_steps": 9}, "warmup_steps must be at most trainer.steps=8"),
+    "warm-up of epochs": (
+        {"trainer.steps": "null", "trainer.epochs": 1, "schedule.warmup_steps": 999},
+        "schedule.warmup_steps: must be at most the",
+    ),
     "must": ({"resume": "must"}, "there is nothing to resume"),
     "init": ({"init": "/nowhere"}, "/nowhere"),
     "vocabulary": ({"model.vocabulary": 7}, "must be at least the tokenizer's size 35"),

@@ -42,7 +42,8 @@ def test_the_peak_of_a_cpu_is_measured_and_of_a_known_gpu_looked_up(
     assert measured > 1e8
     peak_flops.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
-    assert peak_flops(torch.device("cuda"), torch.bfloat16) == precision.PEAK_BF16["H200"]
+    for place, dtype in enumerate((torch.bfloat16, torch.float32)):
+        assert peak_flops(torch.device("cuda"), dtype) == precision.PEAK_RATES["H200"][place]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "something new")
     assert peak_flops(torch.device("cuda:1"), torch.bfloat16) is None
     peak_flops.cache_clear()
