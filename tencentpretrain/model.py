@@ -181,19 +181,29 @@ def tie(model: nn.Module, ties: dict[str, str]) -> None:
 def init_weights(model: Model, config: InitConfig) -> None:
     """Fill every parameter: N(0, std) for weights, 1 for norm gains, 0 for biases.
 
-    Modules with a scheme of their own have a method `init_weights(std)`. With `scale_residual`
-    the layers that write into the residual stream start with std / sqrt(2 L) (GPT-2).
+    Modules with a scheme of their own have a method `init_weights(std)`; other modules of torch
+    keep torch's. With `scale_residual` the layers that write into the residual stream start with
+    std / sqrt(2 L) (GPT-2).
+
+    Raises:
+        TypeError: if a module has parameters or buffers and no way to fill them.
     """
     for module in model.modules():
         own = getattr(module, "init_weights", None)
+        usual = getattr(module, "reset_parameters", None)
         if own is not None:
             own(config.std)
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=config.std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            module.reset_parameters()
+        elif usual is not None:
+            usual()
+        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            raise TypeError(
+                f"{type(module).__name__} has parameters or buffers, but neither "
+                "init_weights(std) nor reset_parameters() to fill them"
+            )
     if config.scale_residual:
         for stack in (model.encoder, model.decoder):
             outputs = [] if stack is None else stack.residual_outputs()

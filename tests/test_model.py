@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tencentpretrain import model as model_module
 from tencentpretrain.config import ConfigError, decode
 from tencentpretrain.model import (
+    InitConfig,
     Model,
     ModelConfig,
     build_model,
@@ -225,3 +226,21 @@ def test_losses_are_sums_over_counts_that_add_up_over_parts_of_a_batch() -> None
             totals[name] += float(ratio.total.detach())
     for name, ratio in output.losses.items():
         assert float(ratio.total.detach()) == pytest.approx(totals[name], rel=1e-5)
+
+
+class _Unfilled(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.empty(2, 2))
+
+
+def test_modules_that_nobody_fills_are_refused_and_those_of_torch_keep_their_scheme() -> None:
+    model = tiny_model("bert/tiny")
+    model.add_module("extra", torch.nn.Conv1d(2, 3, 3))
+    with torch.no_grad():
+        model.extra.weight.fill_(float("nan"))
+    init_weights(model, InitConfig())
+    assert torch.isfinite(model.extra.weight).all()
+    model.add_module("unfilled", _Unfilled())
+    with pytest.raises(TypeError, match="_Unfilled has parameters or buffers"):
+        init_weights(model, InitConfig())
