@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from tencentpretrain.config import ComponentConfig
+from tencentpretrain.config import ComponentConfig, check
 from tencentpretrain.registry import Registry
 
 
@@ -44,6 +44,16 @@ class SingleProcess(Parallel):
     class Config(ComponentConfig):
         device: str | None = None
         """Device name such as cpu or cuda:1; null takes the GPU where there is one."""
+
+        @check("device")
+        def _device_is_there(self) -> str | None:
+            try:
+                device = torch.device(self.device or "cpu")
+            except RuntimeError:
+                return f"device must be a name such as cpu or cuda:1, but is `{self.device}`"
+            if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+                return f"device `{self.device}` is not there: torch finds no such GPU"
+            return None
 
     def __init__(self, config: Config) -> None:
         name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -87,7 +87,9 @@ class _CpuAttention(torch.autograd.Function):
         grad = grad.reshape(context.shape)
         grad_value = dropped.transpose(1, 2).bmm(grad)
         scores = grad.bmm(value.transpose(1, 2)).mul_(dropped)
-        scores.addcmul_(kept, (grad * context).sum(-1, keepdim=True), value=-1)
+        # In fp32: what follows is a difference of two numbers that are nearly equal.
+        shared = (grad.float() * context.float()).sum(-1, keepdim=True).to(scores.dtype)
+        scores.addcmul_(kept, shared, value=-1)
         grad_query = _scaled_product(scores, key, ctx.scale)
         grad_key = _scaled_product(scores.transpose(1, 2), query, ctx.scale)
         keys = (*shape[:2], *key.shape[1:])

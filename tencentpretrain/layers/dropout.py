@@ -17,7 +17,7 @@ def draw_mask(like: Tensor, rate: float) -> Tensor:
 
     torch draws one Bernoulli value at a time on the CPU. Comparing 16-bit slices of random 64-bit
     words costs a seventh of it; the rate is exact to 1/65536, and the scale belongs to the rate
-    that was applied, so that the expectation is exact.
+    that was applied, so that the expectation is as exact as the type of `like` can hold the scale.
     """
     dropped = min(round(rate * _LEVELS), _LEVELS - 1)
     words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)

@@ -110,9 +110,9 @@ def _to_gradient(logits: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, 
     In place, the rows of `logits` [K, V] become gradients of their losses, those not kept too.
     """
     index = labels.masked_fill(~kept, 0)[:, None]
-    highest = logits.amax(-1, keepdim=True)
+    highest, best = logits.max(-1, keepdim=True)
     picked = logits.gather(-1, index)
-    correct = (picked >= highest).squeeze(-1) & kept
+    correct = (best == index).squeeze(-1) & kept
     total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
     losses = total.log() - (picked - highest)
     logits.div_(total).scatter_add_(-1, index, torch.full_like(picked, -1.0))

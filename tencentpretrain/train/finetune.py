@@ -158,7 +158,8 @@ def prepare(config: FinetuneConfig) -> Plan:
     tokenizer, device = source.tokenizer, session.parallel.device
     vocabulary = 0 if tokenizer is None else tokenizer.vocab_size
     model = build_model(model_config, vocabulary, device, config.seed)
-    session.init_weights(model, allow=("target.*",))
+    fingerprint = None if tokenizer is None else tokenizer.fingerprint
+    session.init_weights(model, fingerprint, allow=("target.*",))
     machine = Machine(
         device,
         resolve_precision(config.trainer.precision, device),
@@ -242,4 +243,6 @@ def _fingerprints(
     """What a continued run must find as it was."""
     data = task.fingerprint(config.data.train)
     found = {"data": data if config.data.dev else f"{data} without the rows held out"}
+    if config.data.dev is not None:
+        found["dev data"] = task.fingerprint(config.data.dev)
     return found | ({} if tokenizer is None else {"tokenizer": tokenizer.fingerprint})

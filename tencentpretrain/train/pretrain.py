@@ -75,7 +75,7 @@ def run_pretrain(config: PretrainConfig) -> int:
         shards = open_shards(config.data.path, verify=config.data.verify)
         train, dev = make_objectives(config, shards)
         model = build_model(config.model, shards.vocab_size, session.parallel.device, config.seed)
-        session.init_weights(model)
+        session.init_weights(model, shards.tokenizer_fingerprint)
 
     def evaluate(trainer: Trainer) -> dict[str, float]:
         if dev is None:
@@ -84,12 +84,15 @@ def run_pretrain(config: PretrainConfig) -> int:
         batches = evaluation_batches(dev, micro, config.data.dev_examples)
         return evaluate_loss(trainer.model, batches, trainer)
 
+    fingerprints = {"data": shards.fingerprint, "tokenizer": shards.tokenizer_fingerprint}
+    if config.data.dev is not None:
+        fingerprints["dev data"] = open_shards(config.data.dev, verify=False).fingerprint
     job = Job(
         model,
         train,
         evaluate,
         tokenizer=shards.tokenizer(),
-        fingerprints={"data": shards.fingerprint, "tokenizer": shards.tokenizer_fingerprint},
+        fingerprints=fingerprints,
         workers=config.data.workers,
     )
     return dry_run(session, job) if config.dry_run else session.run(job)

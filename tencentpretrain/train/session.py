@@ -40,8 +40,14 @@ from tencentpretrain.yaml_text import dump_yaml, load_yaml
 
 log = logging.getLogger("tencentpretrain")
 
-BINDING = ("model", "task", "wrappers", "seed")
-"""Sections of the config that a run cannot change on its way."""
+BINDING = ("model", "task", "wrappers", "seed", "optim.name", "data.holdout")
+"""Parts of the config that a run cannot change on its way."""
+HARMLESS = (
+    *("run_dir", "resume", "dry_run", "plugins", "init", "allow_", "callbacks", "checkpoint"),
+    *("parallel", "data", "trainer.log_every", "trainer.eval_every", "trainer.stop_after"),
+    *("trainer.micro_batch_size",),
+)
+"""Beginnings of the keys whose change has no effect on the weights."""
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
@@ -58,6 +64,8 @@ class RunConfig(Config):
     """Patterns of names in `init` that the model may lack; they are left out."""
     allow_mismatched: list[str] = []
     """Patterns of parameter names that may have another shape in `init`; they start at random."""
+    allow_other_tokenizer: bool = False
+    """Whether `init` may come from a run with another tokenizer, whose ids mean other tokens."""
     resume: Literal["auto", "never", "must"] = "auto"
     """Continue the run in run_dir: auto if it exists, never (refuse), or must (it has to exist)."""
     seed: NonNegativeInt = 0
@@ -168,7 +176,7 @@ class Session:
         """Refuse to continue as a different run; say what else changes."""
         before, now = flatten(saved), flatten(self.config.to_dict())
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        binding = [key for key in changed if key.split(".")[0] in BINDING]
+        binding = [key for key in changed if any(f"{key}.".startswith(f"{b}.") for b in BINDING)]
         if binding:
             raise ConfigError(
                 Problem(
@@ -179,7 +187,7 @@ class Session:
                 for key in binding
             )
         for key in changed:
-            if key.startswith(("optim", "schedule", "trainer.steps", "trainer.batch_size")):
+            if not key.startswith(HARMLESS):
                 log.warning(f"{key} changes from {before.get(key)} to {now.get(key)}")
 
     def config_bytes(self) -> bytes:
@@ -204,19 +212,29 @@ class Session:
             raise ConfigError.at("schedule.warmup_steps", message)
         return steps
 
-    def init_weights(self, model: Model, allow: tuple[str, ...] = ()) -> None:
+    def init_weights(
+        self, model: Model, tokenizer: str | None, allow: tuple[str, ...] = ()
+    ) -> None:
         """Load the weights that `config.init` names, unless a run is continued.
 
         Args:
             model: Where to.
+            tokenizer: Fingerprint of the one that makes the model's ids.
             allow: Patterns that may be missing or left over, beside the user's.
 
         Raises:
-            CheckpointError: if the names or shapes do not fit.
+            CheckpointError: if the names or shapes do not fit, or the ids mean other tokens.
         """
         if self.config.init == "none" or self.found is not None:
             return
         source = open_checkpoint(Path(self.config.init))
+        theirs = source.manifest.fingerprints.get("tokenizer")
+        if theirs not in (None, tokenizer) and not self.config.allow_other_tokenizer:
+            raise CheckpointError(
+                f"`{source.path}` was trained with another tokenizer than the data: the same ids "
+                "would mean other tokens; preprocess with its tokenizer, or accept that with "
+                "allow_other_tokenizer=true"
+            )
         report = load_weights(
             model,
             source.tensors("model"),
@@ -236,7 +254,6 @@ class Session:
         store.mode = job.mode
         files: dict[str, bytes | Path] = {"config.yaml": self.config_bytes(), **job.files}
         if job.tokenizer is not None:
-            job.tokenizer.save(run_dir / "tokenizer")
             files["tokenizer"] = run_dir / "tokenizer"
         saving = Checkpointer(store, config.checkpoint, files, job.score, job.fingerprints)
         every = config.trainer.eval_every or max(1, steps // 10)
@@ -246,7 +263,7 @@ class Session:
             TensorBoard(run_dir / "tensorboard"),
             Evaluator(job.evaluate, every),
             saving,
-            *(CALLBACKS.build(callback) for callback in config.callbacks.values()),
+            *self._added_callbacks(),
         ]
         schedule_config = config.schedule
         assert isinstance(schedule_config, ScheduleConfig)
@@ -273,7 +290,17 @@ class Session:
         if self.found is not None and run_dir == config.run_dir:
             self._check_fingerprints(self.found, job)
             saving.restore(trainer, self.found)
+        if job.tokenizer is not None:
+            job.tokenizer.save(run_dir / "tokenizer")
         return trainer
+
+    def _added_callbacks(self) -> list[Callback]:
+        added: list[Callback] = []
+        for name, config in self.config.callbacks.items():
+            callback = CALLBACKS.build(config)
+            callback.key = f"callbacks.{name}"
+            added.append(callback)
+        return added
 
     def run(self, job: Job) -> int:
         """Train to the end or an interruption; returns the exit code."""
@@ -285,8 +312,8 @@ class Session:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         with RunLock(config.run_dir):
             self._look_again()
-            replace_file(config.run_dir / "config.yaml", self.config_bytes())
             trainer = self.trainer(job, config.run_dir)
+            replace_file(config.run_dir / "config.yaml", self.config_bytes())
             if trainer.step >= trainer.steps:
                 log.info(f"the run in {config.run_dir} is finished, at step {trainer.step}")
                 return 0

@@ -277,6 +277,7 @@ class Trainer:
             )
         restore(self)
         self.loader.load_state_dict({"samples": samples})
+        self.nonfinite_steps.zero_()
         self.skipped, self.rollbacks = skipped, rollbacks
         self.call("fit_start")
         self.speed.start()
@@ -314,16 +315,19 @@ class Trainer:
             "tokens": self.tokens,
             "skipped": self.skipped,
             "rollbacks": self.rollbacks,
+            "nonfinite_steps": int(self.nonfinite_steps),
             "loader": self.loader.state_dict(),
             "meter": self.meter.state_dict(),
-            "callbacks": {type(c).__name__: c.state_dict() for c in self.callbacks},
+            "callbacks": {c.key or type(c).__name__: c.state_dict() for c in self.callbacks},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.step, self.tokens = state["step"], state["tokens"]
         self.skipped, self.rollbacks = state["skipped"], state["rollbacks"]
+        self.nonfinite_steps.fill_(state["nonfinite_steps"])
         self.loader.load_state_dict(state["loader"])
         self.meter.load_state_dict(state["meter"])
         for callback in self.callbacks:
-            callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))
+            key = callback.key or type(callback).__name__
+            callback.load_state_dict(state["callbacks"].get(key, {}))

@@ -155,8 +155,22 @@ def test_init_takes_weights_only(shards: Path, tmp_path: Path) -> None:
         assert (second[name] - tensor).abs().max() < 1e-6, name
 
 
+def test_init_from_a_run_with_another_tokenizer_needs_the_users_word(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(shards, tmp_path / "first")
+    other = write_shards(tmp_path, words=30, order=-1)
+    keys = {"init": tmp_path / "first", "trainer.steps": 2}
+    assert pretrain(other, tmp_path / "second", **keys) == 2
+    assert "trained with another tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "second").exists()
+    assert pretrain(other, tmp_path / "second", **keys, allow_other_tokenizer=True) == 0
+
+
 REFUSED = {
     "another model": ({"model.hidden": 32}, "model.hidden: is 32, but the run in"),
+    "another optimiser": ({"optim": "sgd"}, "optim.name: is 'sgd'"),
+    "another split": ({"data.holdout": 0.3}, "data.holdout: is 0.3"),
     "another seed": ({"seed": 3}, "seed: is 3"),
     "nothing may be there": ({"resume": "never"}, "holds a run at step 8"),
 }
@@ -185,6 +199,8 @@ def test_a_run_is_not_continued_on_other_data(
 
 NOT_STARTED = {
     "no data": ({"data.path": "/nowhere"}, "/nowhere does not exist"),
+    "device": ({"parallel.device": "bogus"}, "device must be a name such as cpu or cuda:1"),
+    "no such GPU": ({"parallel.device": "cuda:99"}, "torch finds no such GPU"),
     "misspelt": ({"trainer.stepz": 3}, "trainer.stepz: is not a known key; did you mean `steps`?"),
     "heads": ({"model.encoder.heads": 3}, "encoder.heads must divide the width hidden=16"),
     "rows": ({"model.objective.length": 4096}, "objective.length must be at most"),

@@ -14,12 +14,14 @@ from tencentpretrain.tokenizers.base import TOKENIZERS, build_tokenizer
 WORDS = [f"w{number}" for number in range(30)]
 
 
-def write_shards(folder: Path, documents: int = 40, seed: int = 0, words: int = 30) -> Path:
+def write_shards(
+    folder: Path, documents: int = 40, seed: int = 0, words: int = 30, order: int = 1
+) -> Path:
     """Documents of a language in which each word has a favourite next one."""
     vocabulary = folder / f"vocab{words}.txt"
     folder.mkdir(parents=True, exist_ok=True)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary.write_text("\n".join([*special, *WORDS[:words]]) + "\n")
+    vocabulary.write_text("\n".join([*special, *WORDS[:words][::order]]) + "\n")
     config = decode(
         TOKENIZERS.config_class("wordpiece"), {"name": "wordpiece", "vocab": str(vocabulary)}
     )

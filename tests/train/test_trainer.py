@@ -172,9 +172,32 @@ def test_rollback_goes_back_and_on_with_other_batches(tmp_path: Path) -> None:
     trainer.fit()
     assert trainer.step == 10
     assert trainer.rollbacks == 1
-    # The poison of step 8 is found by the log at step 9; step 8 was saved, and batch 9 is not read
-    # again: 10 steps took 11 batches.
-    assert trainer.loader.samples == 8 * 11
+    # The poison of step 8 is found by the log at step 9, and step 8 was not saved: training goes
+    # on from step 6 with the tenth batch.
+    assert trainer.loader.samples == 8 * (9 + 4)
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_steps_that_were_not_finite_are_not_forgotten_by_a_restart(
+    tmp_path: Path, policy: str
+) -> None:
+    keys: dict[str, Any] = {"nonfinite": policy, "log_every": 5, "every": 3, "steps": 12}
+    whole = make_trainer(tmp_path / "whole", callbacks=[Poison(1)], **keys)
+    whole.fit()
+    poison = Poison(1)
+    for stop in (3, None):
+        trainer = make_trainer(tmp_path / "parts", callbacks=[poison], stop_after=stop, **keys)
+        trainer.fit()
+    assert (trainer.skipped, trainer.rollbacks) == (whole.skipped, whole.rollbacks)
+    assert trainer.skipped == 1
+
+
+def test_a_rollback_at_the_end_of_a_process_is_saved(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"nonfinite": "rollback", "log_every": 5, "every": 100, "steps": 12}
+    trainer = make_trainer(tmp_path, callbacks=[Poison(2)], stop_after=5, **keys)
+    trainer.fit()
+    assert (trainer.step, trainer.loader.samples) == (0, 40)
+    assert make_trainer(tmp_path, **keys).loader.samples == 40
 
 
 def test_rollback_gives_up_in_the_end(tmp_path: Path) -> None:

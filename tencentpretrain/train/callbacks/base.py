@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Callback:
     """Something that can be removed without changing the loss, unless it says otherwise."""
 
+    key: str = ""
+    """Name of its state in a checkpoint; that of the class where empty."""
     order: int = 50
     """Callbacks run in this order at each moment; logging is 10, evaluation 20, saving 90."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from tencentpretrain.train.callbacks.base import Callback
 from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore
 from tencentpretrain.train.load import load_weights, state_tensors
 from tencentpretrain.train.optimizer_state import load_optimizer, optimizer_tensors
+from tencentpretrain.train.saved_checkpoint import step_directories
 
 if TYPE_CHECKING:
     from tencentpretrain.train.trainer import Trainer
@@ -59,12 +61,19 @@ class Checkpointer(Callback):
         self.scored: tuple[int, float] | None = None
         self.saved_step = -1
 
+    def fit_start(self, trainer: Trainer) -> None:
+        """A rollback needs somewhere to go back to, from the first step on."""
+        if trainer.config.nonfinite == "rollback" and not step_directories(self.store.directory):
+            self.save(trainer)
+
     def evaluated(self, trainer: Trainer, results: dict[str, float]) -> None:
         if self.score in results:
             self.scored = trainer.step, results[self.score]
 
     def step_end(self, trainer: Trainer) -> None:
         if self._is_best(trainer) or trainer.step % self.config.every == 0:
+            if trainer.config.nonfinite == "rollback" and int(trainer.nonfinite_steps):
+                return  # the rollback to come must find what was before those steps
             self.save(trainer)
 
     def fit_end(self, trainer: Trainer) -> None:
@@ -104,12 +113,15 @@ class Checkpointer(Callback):
         load_weights(trainer.model, found.tensors("model"))
         load_optimizer(trainer.optimizer, trainer.model, found.tensors("optimizer"))
         trainer.load_state_dict(found.state())
-        self.saved_step = trainer.step
+        # After a rollback the position in the data is new, and must be saved even if no step is.
+        self.saved_step = trainer.step if checkpoint else -1
 
     def _is_best(self, trainer: Trainer) -> bool:
         if not self.config.save_best or not self.scored or self.scored[0] != trainer.step:
             return False
         score = self.scored[1]
+        if not math.isfinite(score):
+            return False
         if self.best is not None and not (
             score < self.best if self.store.mode == "min" else score > self.best
         ):
