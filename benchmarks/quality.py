@@ -29,7 +29,7 @@ class Notebook:
     def run(self, script: str, *words: str) -> float:
         """Run a script of the toolkit; returns its seconds."""
         command = [script, *words]
-        self.lines.append("python " + " ".join(command))
+        self.lines.append(_portable("python " + " ".join(command)))
         print("$ python", *command, flush=True)
         start = time.perf_counter()
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
@@ -47,6 +47,12 @@ class Notebook:
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{self.name}.md").write_text(text, encoding="utf-8")
         print(text)
+
+
+def _portable(command: str) -> str:
+    """A command without the folders of this machine."""
+    command = command.replace(str(shared_data()), "$TENCENTPRETRAIN_DATA")
+    return command.replace(f"{ROOT}/", "")
 
 
 def classification(book: Notebook, language: str, seed: int) -> None:
