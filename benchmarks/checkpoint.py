@@ -1,6 +1,6 @@
 """How long saving a checkpoint stalls training, against writing the same bytes plainly.
 
-    python benchmarks/checkpoint.py [--directory DIR] [--rounds 7]
+    python -m benchmarks.checkpoint [--directory DIR] [--rounds 7]
 
 Saves a model of 110 M parameters (the shapes of BERT-base) with its AdamW state as the trainer
 does: three tensors for each parameter, `state.json`, manifest, every file synced, the directory
@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import write_result
 from tencentpretrain.train.checkpoint import CheckpointStore
 from tencentpretrain.train.load import load_weights, state_tensors
 from tencentpretrain.train.optimizer_state import load_optimizer, optimizer_tensors
@@ -96,12 +97,16 @@ def measure(directory: Path, rounds: int) -> None:
     loaded = seconds(lambda: load_weights(model, found.tensors("model")))
     loaded += seconds(lambda: load_optimizer(optimizer, model, found.tensors("optimizer")))
     ratio = statistics.median(saved) / statistics.median(plain)
-    print(f"bytes                   {size / 1e9:.2f} GB in {sum(map(len, parts.values()))} tensors")
-    print(f"plain writer, median    {statistics.median(plain):.2f} s  (all: {listed(plain)})")
-    print(f"checkpoint, median      {statistics.median(saved):.2f} s  (all: {listed(saved)})")
-    print(f"checkpoint / plain      {ratio:.2f} (at most 1.3 is wanted)")
-    print(f"verifying all bytes     {checked:.2f} s")
-    print(f"verifying and loading   {loaded:.2f} s")
+    rows = {
+        "bytes": f"{size / 1e9:.2f} GB in {sum(map(len, parts.values()))} tensors",
+        "plain writer, median": f"{statistics.median(plain):.2f} s (all: {listed(plain)})",
+        "checkpoint, median": f"{statistics.median(saved):.2f} s (all: {listed(saved)})",
+        "checkpoint against plain": f"{ratio:.2f} (at most 1.3 is wanted)",
+        "verifying all bytes": f"{checked:.2f} s",
+        "verifying and loading": f"{loaded:.2f} s",
+    }
+    lines = ["| what | measured |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
+    write_result("checkpoint", f"python -m benchmarks.checkpoint --rounds {rounds}", lines)
 
 
 def main() -> None:
