@@ -99,7 +99,7 @@ def classification(book: Notebook, language: str, seed: int) -> None:
 PRETRAIN = (
     "model=bert/mini",
     "trainer.batch_size=32",
-    "trainer.steps=450",
+    "trainer.steps=300",
     "optim.lr=7e-4",
     "model.objective.length=128",
     "trainer.log_every=50",
