@@ -31,8 +31,9 @@ from tencentpretrain.train.callbacks.logging import JsonLines
 from tencentpretrain.train.dry_run import dry_run
 from tencentpretrain.train.load import load_weights
 from tencentpretrain.train.precision import resolve_precision
+from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.saved_checkpoint import CHECKPOINTS, find_latest, open_checkpoint
-from tencentpretrain.train.session import Job, RunConfig, Session
+from tencentpretrain.train.session import Job, Session
 from tencentpretrain.train.source import find_source, task_model, without_heads
 from tencentpretrain.train.trainer import TrainerConfig
 

@@ -22,7 +22,8 @@ from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.model import ModelConfig, build_model
 from tencentpretrain.train.callbacks.evaluation import evaluate_loss
 from tencentpretrain.train.dry_run import dry_run
-from tencentpretrain.train.session import Job, RunConfig, Session
+from tencentpretrain.train.run_config import RunConfig
+from tencentpretrain.train.session import Job, Session
 from tencentpretrain.train.trainer import Trainer
 
 log = logging.getLogger("tencentpretrain")

@@ -9,7 +9,7 @@ from tencentpretrain.train.callbacks.logging import Console, JsonLines, TensorBo
 from tests.helpers.training import make_trainer
 
 
-def test_the_console_line_says_what_the_issue_asks(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_console_line_is_complete(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     make_trainer(callbacks=[Console()]).fit()
     line = next(record.message for record in caplog.records if "step 3/10" in record.message)
