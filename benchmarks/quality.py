@@ -207,7 +207,7 @@ def language_model(book: Notebook, corpus: str, tokenizer: str, steps: int, seed
 
 
 def shakespeare(book: Notebook, seed: int) -> None:
-    language_model(book, "tinyshakespeare_en.txt", "character", 200, seed)
+    language_model(book, "tinyshakespeare_en.txt", "character", 120, seed)
 
 
 def wikitext(book: Notebook, seed: int) -> None:
