@@ -269,13 +269,14 @@ def test_the_examples_of_help_are_sound(name: str, example: str) -> None:
     if "-m" in words:
         words.remove("-m")
         words = list(plan(command, words)[-1].words)
-    load_config(command, words)
+    assert isinstance(load_config(command, words), command.config_class())
 
 
 @pytest.mark.parametrize("model", group_options("model"))
 def test_every_model_file_is_a_sound_config(model: str) -> None:
     words = [f"model={model}", "run_dir=r", "data.path=d", "trainer.steps=9"]
-    load_config(COMMANDS["pretrain"], words)
+    config = load_config(COMMANDS["pretrain"], words).to_dict()
+    assert config["model"]["target"].keys() <= {"mlm", "nsp", "sop", "lm"}
 
 
 def test_commands_can_be_changed_for_a_toolkit_of_your_own(
