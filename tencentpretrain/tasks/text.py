@@ -14,16 +14,16 @@ from itertools import chain
 from typing import Annotated, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
 from tencentpretrain.config import ConfigError
 from tencentpretrain.data.objectives.base import Example
 from tencentpretrain.data.packing import Integers
+from tencentpretrain.data.rows import Grid
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.tasks.base import Inputs, TaskConfig
-from tencentpretrain.types import Layout, Stream
+from tencentpretrain.types import Stream
 
 log = logging.getLogger("tencentpretrain")
 
@@ -127,18 +127,13 @@ class TextRows:
 
     def stream(self, examples: Sequence[Example]) -> Stream:
         """Put rows together into a grid [B, S]."""
-        lengths = np.array([len(example["ids"]) for example in examples])
-        longest = int(lengths.max())
-        width = max(longest, min(-(-longest // PAD_TO) * PAD_TO, self.length))
-        valid = np.arange(width) < lengths[:, None]
-
-        def grid(name: str, fill: int) -> torch.Tensor:
-            values = np.full(valid.shape, fill, np.int64)
-            values[valid] = np.concatenate([example[name] for example in examples])
-            return torch.from_numpy(values)
-
-        inputs = {"ids": grid("ids", self.pad), "segments": grid("segments", 0)}
-        return Stream(inputs, Layout.of(torch.from_numpy(valid)))
+        rows = {key: [example[key] for example in examples] for key in ("ids", "segments")}
+        grid = Grid(rows["ids"], PAD_TO, self.length)
+        inputs = {
+            "ids": grid.fill(rows["ids"], self.pad),
+            "segments": grid.fill(rows["segments"], 0),
+        }
+        return Stream(inputs, grid.layout())
 
 
 class RowFormat:

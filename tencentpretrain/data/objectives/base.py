@@ -13,9 +13,10 @@ from pydantic import Field
 
 from tencentpretrain.config import ComponentConfig, PositiveInt
 from tencentpretrain.data.packing import Documents, Integers
+from tencentpretrain.data.rows import Grid
 from tencentpretrain.errors import DataError
 from tencentpretrain.registry import Registry
-from tencentpretrain.types import Batch, Labels, Layout, Stream
+from tencentpretrain.types import Batch, Labels, Stream
 
 Example = dict[str, NDArray[Any]]
 
@@ -113,32 +114,27 @@ class Objective(ABC):
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad examples to one grid [B, S] on the CPU."""
-        lengths = np.array([len(example["ids"]) for example in examples])
-        width = self._width(int(lengths.max()))
-        valid = np.arange(width) < lengths[:, None]
-
-        def grid(name: str, fill: int) -> torch.Tensor:
-            values = np.full(valid.shape, fill, np.int64)
-            values[valid] = np.concatenate([example[name] for example in examples])
-            return torch.from_numpy(values)
-
-        pad = self.tokenizer.pad or 0
-        inputs = {"ids": grid("ids", pad)}
-        inputs |= {key: grid(key, 0) for key in ("segments", "positions") if key in examples[0]}
-        # Padding belongs to document 0: no position is left without one that it may attend to.
-        documents = grid("documents", 0) if "documents" in examples[0] else None
-        layout = Layout.of(torch.from_numpy(valid), documents=documents)
-        index = np.concatenate([e["index"] + row * width for row, e in enumerate(examples)])
-        labels = np.concatenate([example["labels"] for example in examples])
-        if len(labels) == valid.size:
-            supervised = Labels(torch.from_numpy(labels.reshape(valid.shape)))
-        else:
-            supervised = Labels(torch.from_numpy(labels), torch.from_numpy(index))
+        grid = self.grid(examples, "ids", self.config.length)
+        fills = {"ids": self.tokenizer.pad or 0, "segments": 0, "positions": 0}
+        inputs = {
+            key: grid.fill([example[key] for example in examples], fill)
+            for key, fill in fills.items()
+            if key in examples[0]
+        }
+        documents = None
+        if "documents" in examples[0]:
+            # Padding belongs to document 0: no position is left without one that it may attend to.
+            documents = grid.fill([example["documents"] for example in examples], 0)
         return Batch(
-            streams={"src": Stream(inputs, layout)},
-            labels={self.supervises[0]: supervised},
-            tokens=int(lengths.sum()),
+            streams={"src": Stream(inputs, grid.layout(documents))},
+            labels={self.supervises[0]: supervision(examples, grid)},
+            tokens=grid.tokens,
         )
+
+    def grid(self, examples: Sequence[Example], key: str, limit: int) -> Grid:
+        """The grid for rows `key` of `examples`, which are at most `limit` tokens long."""
+        step: int = self.config.pad_to
+        return Grid([example[key] for example in examples], step, limit)
 
     def special(self, role: str) -> int:
         """Id of the special token `role`, such as "sep".
@@ -155,11 +151,15 @@ class Objective(ABC):
             )
         return found
 
-    def _width(self, longest: int) -> int:
-        """Positions of a grid; rounding up never exceeds what the model is told to take."""
-        step: int = self.config.pad_to
-        limit: int = self.config.length
-        return max(longest, min(-(-longest // step) * step, limit))
+
+def supervision(examples: Sequence[Example], grid: Grid) -> Labels:
+    """The "labels" of `examples` at their positions "index" of `grid`."""
+    labels = torch.from_numpy(np.concatenate([example["labels"] for example in examples]))
+    index = grid.flat([example["index"] for example in examples])
+    # Without an index the target reads the states as they are.
+    if len(labels) == len(examples) * grid.width:
+        return Labels(labels.view(len(examples), grid.width))
+    return Labels(labels, index)
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "tencentpretrain.data.objectives")
