@@ -20,12 +20,24 @@ from tencentpretrain.config import (
     nearest,
 )
 from tencentpretrain.data.objectives.base import OBJECTIVES
-from tencentpretrain.decoders.base import DECODERS, Decoder
+from tencentpretrain.decoders.base import DECODERS, Decoder, DecoderConfig
 from tencentpretrain.embeddings.base import Embedding, EmbeddingConfig
 from tencentpretrain.encoders.base import ENCODERS, EncoderConfig
+from tencentpretrain.layers.attention import Attention
+from tencentpretrain.layers.cache import Cache
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import TARGETS, Targets
-from tencentpretrain.types import Batch, ModelOutput, TargetOutput
+from tencentpretrain.types import (
+    NOTHING,
+    SRC,
+    TGT,
+    Batch,
+    Hidden,
+    ModelOutput,
+    Stream,
+    TargetOutput,
+    Want,
+)
 
 
 class InitConfig(Config):
@@ -33,6 +45,8 @@ class InitConfig(Config):
 
     std: PositiveFloat = 0.02
     """Standard deviation of the normal distribution that weights are drawn from."""
+    fan_in: bool = False
+    """Draw linear layers with the inverse root of their inputs instead; std is for tables (T5)."""
     scale_residual: bool = False
     """Divide the deviation of layers that write into the residual stream by sqrt(2 x layers)."""
 
@@ -52,6 +66,10 @@ class ModelConfig(Config):
     """Embedding of the target stream of an encoder-decoder."""
     decoder: Annotated[SerializeAsAny[ComponentConfig] | None, Choice(DECODERS)] = None
     """Decoder; needs target_embedding."""
+    target_hidden: PositiveInt | None = None
+    """Width of the decoder and its embedding; null is the same as hidden."""
+    target_vocabulary: PositiveInt | None = None
+    """Rows of the decoder's word table; null is the size of the target texts' tokenizer."""
     target: dict[str, Annotated[SerializeAsAny[ComponentConfig], Choice(TARGETS)]] = {}
     """Targets by name; their weighted losses are added."""
     objective: Annotated[SerializeAsAny[ComponentConfig] | None, Choice(OBJECTIVES)] = None
@@ -65,6 +83,12 @@ class ModelConfig(Config):
     def _encoder_fits(self) -> str | None:
         encoder = self.encoder
         return encoder.misfit(self.hidden) if isinstance(encoder, EncoderConfig) else None
+
+    @check("hidden", "target_hidden", "decoder")
+    def _decoder_fits(self) -> str | None:
+        decoder = self.decoder
+        width = self.target_hidden or self.hidden
+        return decoder.misfit(width) if isinstance(decoder, DecoderConfig) else None
 
     @check("embedding", "objective")
     def _rows_fit(self) -> str | None:
@@ -103,59 +127,107 @@ class ModelConfig(Config):
             return None
         return "decoder and target_embedding must be given together"
 
+    @check("decoder", "target_hidden", "target_vocabulary")
+    def _target_side_exists(self) -> str | None:
+        for key in ("target_hidden", "target_vocabulary"):
+            if self.decoder is None and getattr(self, key) is not None:
+                return f"{key} is for models with a decoder; leave it out, or give a decoder"
+        return None
+
     def sizes(self, vocabulary: int) -> Sizes:
-        """Sizes for a tokenizer of `vocabulary` entries.
+        """Sizes of the source side for a tokenizer of `vocabulary` entries.
 
         Raises:
             ConfigError: if the word table would be smaller than the vocabulary.
         """
-        rows = self.vocabulary or vocabulary
-        if rows < vocabulary:
-            message = f"must be at least the tokenizer's size {vocabulary}, but is {rows}"
-            raise ConfigError.at("model.vocabulary", message)
+        rows = _rows("model.vocabulary", self.vocabulary, vocabulary)
         return Sizes(self.hidden, self.embedding.size or self.hidden, rows)
+
+    def target_sizes(self, vocabulary: int) -> Sizes:
+        """Sizes of the side that the targets read, for a tokenizer of `vocabulary` entries.
+
+        Raises:
+            ConfigError: as `sizes`.
+        """
+        if self.target_embedding is None:
+            return self.sizes(vocabulary)
+        hidden = self.target_hidden or self.hidden
+        # One table for both sides needs no second number of rows.
+        given = self.target_vocabulary or self.vocabulary
+        rows = _rows("model.target_vocabulary", given, vocabulary)
+        return Sizes(hidden, self.target_embedding.size or hidden, rows, self.hidden)
+
+
+def _rows(key: str, given: int | None, vocabulary: int) -> int:
+    """Rows of a word table for a tokenizer of `vocabulary` entries."""
+    if given is not None and given < vocabulary:
+        message = f"must be at least the tokenizer's size {vocabulary}, but is {given}"
+        raise ConfigError.at(key, message)
+    return given or vocabulary
 
 
 class Model(nn.Module):
-    """Five parts. Each reads only its own config and the `Sizes` that they share."""
+    """Five parts. Each reads only its own config and the `Sizes` of its side.
 
-    def __init__(self, config: ModelConfig, sizes: Sizes) -> None:
+    Args:
+        config: What it is made of.
+        sizes: Of embedding and encoder.
+        target_sizes: Of target embedding, decoder and targets.
+    """
+
+    def __init__(self, config: ModelConfig, sizes: Sizes, target_sizes: Sizes) -> None:
         super().__init__()
         self.embedding = Embedding(config.embedding, sizes)
         self.encoder = ENCODERS.build(config.encoder, sizes)
         self.target_embedding: Embedding | None = None
         self.decoder: Decoder | None = None
         if config.decoder is not None and config.target_embedding is not None:
-            self.target_embedding = Embedding(config.target_embedding, sizes)
-            self.decoder = DECODERS.build(config.decoder, sizes)
-        self.target = Targets(config.target, sizes)
+            self.target_embedding = Embedding(config.target_embedding, target_sizes)
+            self.decoder = DECODERS.build(config.decoder, target_sizes)
+        self.target = Targets(config.target, target_sizes)
 
     def encode(self, batch: Batch) -> ModelOutput:
-        """Everything before the target."""
+        """Everything before the target; streams other than "tgt" share embedding and encoder."""
         want = self.target.want
-        embedded = self.embedding(batch.streams["src"])
-        hidden = self.encoder(embedded.states, embedded.layout, want)
-        encoded = {"src": hidden}
-        if self.decoder is not None and self.target_embedding is not None:
-            embedded = self.target_embedding(batch.streams["tgt"])
-            hidden = self.decoder(embedded.states, embedded.layout, hidden, want)
-        return ModelOutput(hidden, encoded)
+        encoded = {
+            name: self.read(stream, want) for name, stream in batch.streams.items() if name != TGT
+        }
+        if self.decoder is None:
+            return ModelOutput(next(iter(encoded.values())), encoded)
+        return ModelOutput(self.decode(batch.streams[TGT], encoded[SRC], want), encoded)
+
+    def read(self, stream: Stream, want: Want = NOTHING, cache: Cache | None = None) -> Hidden:
+        """Embed and encode one stream, or what follows on that which `cache` has read."""
+        embedded = self.embedding(stream)
+        caches = () if cache is None else (cache,)
+        hidden: Hidden = self.encoder(embedded.states, embedded.layout, want, *caches)
+        return hidden
+
+    def decode(
+        self, stream: Stream, memory: Hidden, want: Want = NOTHING, cache: Cache | None = None
+    ) -> Hidden:
+        """Embed and decode a target stream, or what follows on that which `cache` has read."""
+        assert self.target_embedding is not None
+        assert self.decoder is not None
+        embedded = self.target_embedding(stream)
+        caches = () if cache is None else (cache,)
+        hidden: Hidden = self.decoder(embedded.states, embedded.layout, memory, want, *caches)
+        return hidden
 
     def forward(self, batch: Batch) -> TargetOutput:
         """Losses and metrics of `batch` as sums and counts."""
         output: TargetOutput = self.target(self.encode(batch), batch)
         return output
 
-    def flops(self, tokens: int, length: int, units: int) -> float:
-        """Multiply-adds (as 2) of one training step, backward included.
-
-        Args:
-            tokens: Valid positions.
-            length: Positions in a row, for the attention scores.
-            units: Supervised positions, where the target computes.
-        """
-        heads = sum(p.numel() for p in self.target.parameters())
-        return 3.0 * (tokens * self.encoder.flops(length) + 2 * units * heads)
+    def flops(self, batch: Batch) -> float:
+        """Multiply-adds (as 2) of one training step on `batch`, backward included."""
+        units = sum(labels.values.numel() for labels in batch.labels.values())
+        total = 2.0 * units * sum(p.numel() for p in self.target.parameters())
+        for name, stream in batch.streams.items():
+            layout = stream.layout
+            part = self.decoder if name == TGT and self.decoder is not None else self.encoder
+            total += layout.count * part.flops(layout.valid.shape[-1])
+        return 3.0 * total
 
 
 def tie(model: nn.Module, ties: dict[str, str]) -> None:
@@ -194,7 +266,8 @@ def init_weights(model: Model, config: InitConfig) -> None:
         if own is not None:
             own(config.std)
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=config.std)
+            std = module.in_features**-0.5 if config.fan_in else config.std
+            nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif usual is not None:
@@ -204,6 +277,8 @@ def init_weights(model: Model, config: InitConfig) -> None:
                 f"{type(module).__name__} has parameters or buffers, but neither "
                 "init_weights(std) nor reset_parameters() to fill them"
             )
+    if config.fan_in:
+        _damp_unscaled(model)
     if config.scale_residual:
         for stack in (model.encoder, model.decoder):
             outputs = [] if stack is None else stack.residual_outputs()
@@ -211,17 +286,37 @@ def init_weights(model: Model, config: InitConfig) -> None:
                 nn.init.normal_(linear.weight, std=config.std / math.sqrt(len(outputs)))
 
 
+def _damp_unscaled(model: Model) -> None:
+    """Queries start as much smaller as their scores are not divided (Raffel et al., 2020)."""
+    for module in model.modules():
+        if isinstance(module, Attention) and module.scale == 1.0:
+            with torch.no_grad():
+                module.query.weight.mul_(module.shape.size**-0.5)
+
+
 def build_model(
-    config: ModelConfig, vocabulary: int, device: torch.device | str = "cpu", seed: int = 0
+    config: ModelConfig,
+    vocabulary: int,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    target_vocabulary: int | None = None,
 ) -> Model:
     """Build an initialised model for a tokenizer of `vocabulary` entries, in fp32 on `device`.
+
+    Args:
+        config: What it is made of.
+        vocabulary: Entries of the tokenizer.
+        device: Where its parameters lie.
+        seed: Of the initial weights.
+        target_vocabulary: Entries of the tokenizer of target texts; None is the same one.
 
     Raises:
         ConfigError: if the parts do not fit together.
     """
     sizes = config.sizes(vocabulary)
+    target_sizes = config.target_sizes(target_vocabulary or vocabulary)
     with torch.device("meta"):
-        model = Model(config, sizes)
+        model = Model(config, sizes, target_sizes)
     tie(model, config.ties)
     if torch.device(device).type == "meta":
         return model

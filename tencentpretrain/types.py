@@ -16,6 +16,12 @@ IGNORE: Final = -100
 """The label of a position that is not supervised."""
 
 
+SRC: Final = "src"
+"""Name of the stream that the encoder reads."""
+TGT: Final = "tgt"
+"""Name of the stream that the decoder reads."""
+
+
 def map_tensors(value: Any, function: Any) -> Any:
     """Apply `function` to every tensor inside nested dataclasses, dictionaries and tuples."""
     if isinstance(value, Tensor):
@@ -53,6 +59,11 @@ class Layout:
     def is_full(self) -> bool:
         """Whether the grid is known to hold no padding."""
         return self.tokens is None
+
+    @property
+    def count(self) -> int:
+        """Number of valid positions, known on the host."""
+        return self.valid.numel() if self.tokens is None else len(self.tokens)
 
     @classmethod
     def of(cls, valid: Tensor, **kwargs: Tensor | None) -> Self:

@@ -180,12 +180,14 @@ def test_all_mistakes_are_reported_together() -> None:
 
 def test_flops_grow_with_what_is_computed() -> None:
     model = tiny_model("bert/tiny")
-    base = model.flops(100, 16, 10)
-    assert model.flops(200, 16, 20) == 2 * base
-    encoder = 2 * 2 * (4 * 16 * 16 + 2 * 16 * 32) * 100 * 3
-    assert encoder < base < 2 * encoder
+    batch, padded = text_batch((16, 16), ("mlm",)), text_batch((16, 8), ("mlm",))
+    base, units = model.flops(batch), batch.labels["mlm"].values.numel()
+    assert model.flops(text_batch((16, 16, 16, 16), ("mlm",))) == pytest.approx(2 * base, rel=0.02)
+    encoder = 2 * 2 * (4 * 16 * 16 + 2 * 16 * 32) * 32 * 3
     head = sum(p.numel() for p in model.target.parameters())
-    assert model.flops(100, 16, 11) - base == pytest.approx(6 * head)
+    assert encoder < base - 6 * head * units < 2 * encoder
+    fewer = 6 * head * (units - padded.labels["mlm"].values.numel())
+    assert base - model.flops(padded) - fewer == pytest.approx(model.encoder.flops(16) * 8 * 3)
 
 
 def test_a_step_lowers_the_loss_and_reaches_every_parameter() -> None:

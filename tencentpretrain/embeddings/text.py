@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tencentpretrain.config import ComponentConfig, PositiveInt
+from tencentpretrain.config import ComponentConfig, NonNegativeInt, PositiveInt
 from tencentpretrain.embeddings.base import PARTS, EmbeddingPart
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.types import Layout, Stream
@@ -30,13 +33,16 @@ class WordEmbedding(_Table):
     has_content = True
 
     class Config(ComponentConfig):
-        pass
+        scale: bool = False
+        """Whether to multiply by the root of the width, so that positions do not drown words."""
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__(sizes.vocabulary, sizes.embedding)
+        self.factor = math.sqrt(sizes.embedding) if config.scale else 1.0
 
     def forward(self, stream: Stream, layout: Layout) -> Tensor:
-        return F.embedding(stream.inputs["ids"], self.weight)
+        words = F.embedding(stream.inputs["ids"], self.weight)
+        return words if self.factor == 1.0 else words * self.factor
 
 
 @PARTS.register("position")
@@ -77,3 +83,35 @@ class SegmentEmbedding(_Table):
     def forward(self, stream: Stream, layout: Layout) -> Tensor:
         segments = stream.inputs.get("segments")
         return self.weight[0] if segments is None else F.embedding(segments, self.weight)
+
+
+@PARTS.register("sinusoidal")
+class SinusoidalEmbedding(EmbeddingPart):
+    """Fixed waves of each position (Vaswani et al., 2017, section 3.5); nothing is learned."""
+
+    class Config(ComponentConfig):
+        layout: Literal["interleaved", "halves"] = "interleaved"
+        """Sines and cosines in turn (as published), or all sines before all cosines (PEGASUS)."""
+        offset: NonNegativeInt = 0
+        """Added to each position."""
+        inclusive: bool = False
+        """Whether the longest wave is exactly 10,000 times the shortest (tensor2tensor, S2T)."""
+
+    def __init__(self, config: Config, sizes: Sizes) -> None:
+        super().__init__()
+        self.config = config
+        self.size = sizes.embedding
+
+    def forward(self, stream: Stream, layout: Layout) -> Tensor:
+        config, half = self.config, self.size // 2
+        positions = stream.inputs.get("positions")
+        if positions is None:
+            positions = torch.arange(layout.valid.shape[1], device=layout.valid.device)
+        steps = half - 1 if config.inclusive else self.size / 2
+        waves = torch.arange(half, dtype=torch.float32, device=positions.device)
+        frequencies = torch.exp(waves * (-math.log(10000.0) / steps))
+        angles = (positions + config.offset)[..., None] * frequencies
+        pair = (angles.sin(), angles.cos())
+        if config.layout == "halves":
+            return torch.cat(pair, -1)
+        return torch.stack(pair, -1).flatten(-2)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from tencentpretrain.config import ComponentConfig
+from tencentpretrain.layers.cache import Cache
 from tencentpretrain.registry import Registry
 from tencentpretrain.types import NOTHING, Hidden, Layout, Want
 
@@ -26,6 +27,14 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, hidden: Tensor, layout: Layout, want: Want = NOTHING) -> Hidden:
         """Encode `hidden` [B, S, D]; positions that `layout` marks as padding come out as zeros."""
+
+    def make_cache(self, capacity: int) -> Cache | None:
+        """What is kept of rows of up to `capacity` positions while they grow; None if nothing.
+
+        An encoder that returns one takes it as a fourth argument of `forward`; then `hidden` is
+        what follows on the positions that the cache has read.
+        """
+        return None
 
     def blocks(self) -> Sequence[nn.Module]:
         """Layers in order, the units that are compiled, checkpointed and sharded."""

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-ActivationName = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+ActivationName = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
+
+
+class QuickGelu(nn.Module):
+    """x * sigmoid(1.702 x), the approximation that CLIP was trained with."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states * torch.sigmoid(1.702 * states)
 
 
 def build_activation(name: ActivationName) -> nn.Module:
@@ -15,6 +23,8 @@ def build_activation(name: ActivationName) -> nn.Module:
         return nn.GELU()
     if name == "gelu_tanh":
         return nn.GELU(approximate="tanh")
+    if name == "quick_gelu":
+        return QuickGelu()
     if name == "relu":
         return nn.ReLU()
     return nn.SiLU() if name == "silu" else nn.Tanh()

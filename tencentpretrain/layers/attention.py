@@ -1,139 +1,175 @@
 """Multi-head attention (Vaswani et al., 2017, section 3.2).
 
-Shapes: B rows, S positions, T valid positions, D width, N heads, H width of a head.
+Shapes: B rows, S positions, T valid positions, D width, N heads of queries, K heads of keys and
+values, H width of a head.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from tencentpretrain.layers.dropout import draw_mask, dropout
+from tencentpretrain.layers.attend import attend, attend_densely
+from tencentpretrain.layers.cache import Cache
 from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.mask import AttentionMask
+from tencentpretrain.layers.norm import NormName, build_norm
+from tencentpretrain.layers.padding import unpad
+from tencentpretrain.layers.rotary import Rotary
+from tencentpretrain.types import Hidden
 
-CPU_DENSE_LENGTH: Final = 512
-"""Up to this many keys, batched products beat torch's CPU flash kernel, twofold in the backward."""
+
+@dataclass(frozen=True)
+class HeadShape:
+    """How a width is split into heads: N of queries, K of keys and values, each H wide.
+
+    K must divide N: each head of keys serves several of queries (Ainslie et al., 2023).
+    """
+
+    heads: int
+    kv_heads: int
+    size: int
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, rate: float = 0.0
-) -> Tensor:
-    """Attention of `query` [B, N, S_q, H] over `key` and `value` [B, N, S_k, H]: [B, N, S_q, H].
+@dataclass(frozen=True)
+class View:
+    """What one kind of attention is given in all layers of a stack.
 
     Args:
-        query: Queries.
-        key: Keys.
-        value: Values.
-        mask: What may be seen.
-        rate: Dropout rate of the attention probabilities; 0 outside training.
-    """
-    is_short = rate > 0 or key.shape[2] <= CPU_DENSE_LENGTH
-    if query.device.type == "cpu" and is_short and not torch.compiler.is_compiling():
-        bias = mask.bias(query.shape[1], key.shape[2], query.dtype)
-        context: Tensor = _CpuAttention.apply(query, key, value, bias, rate)  # type: ignore[no-untyped-call]
-        return context
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask.allowed, dropout_p=rate, is_causal=mask.is_causal
-    )
-
-
-def attend_densely(
-    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, rate: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """As `attend`, and the probabilities [B, N, S_q, S_k] before dropout, differentiably."""
-    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
-    allowed = mask.grid(key.shape[2], key.device)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    probabilities = torch.softmax(scores, dim=-1).to(value.dtype)
-    return dropout(probabilities, rate, training=True) @ value, probabilities
-
-
-class _CpuAttention(torch.autograd.Function):
-    """Few passes over the scores, which are what costs time on a CPU beside the products.
-
-    Only the probabilities before (P) and after (D) dropout are kept of the scores' size: with the
-    gradient G of D, that of the scores is D * G - P * (sum over H of the output * its gradient).
+        queries: Where the heads of queries lie.
+        keys: Where those of keys and values lie.
+        mask: What each position may see.
+        rotary: How queries and keys are turned by their positions, and by which tables.
+        cache: Keys and values of earlier positions.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, rate: float
-    ) -> Tensor:
-        ctx.scale = 1 / math.sqrt(query.shape[-1])
-        shape = query.shape
-        query, key, value = (
-            pieces.reshape(-1, *pieces.shape[2:]) for pieces in (query, key, value)
-        )
-        with torch.autocast("cpu", enabled=False):
-            scores = _scaled_product(query, key.transpose(1, 2), ctx.scale, bias)
-            kept = torch.softmax(scores, dim=-1)
-            dropped = kept * draw_mask(kept, rate) if rate > 0 else kept
-            context = dropped.bmm(value)
-        ctx.save_for_backward(query, key, value, kept, dropped, context)
-        return context.view(shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, kept, dropped, context = ctx.saved_tensors
-        shape = grad.shape
-        grad = grad.reshape(context.shape)
-        grad_value = dropped.transpose(1, 2).bmm(grad)
-        scores = grad.bmm(value.transpose(1, 2)).mul_(dropped)
-        # In fp32: what follows is a difference of two numbers that are nearly equal.
-        shared = (grad.float() * context.float()).sum(-1, keepdim=True).to(scores.dtype)
-        scores.addcmul_(kept, shared, value=-1)
-        grad_query = _scaled_product(scores, key, ctx.scale)
-        grad_key = _scaled_product(scores.transpose(1, 2), query, ctx.scale)
-        keys = (*shape[:2], *key.shape[1:])
-        return grad_query.view(shape), grad_key.view(keys), grad_value.view(keys), None, None
+    queries: HeadGrid
+    keys: HeadGrid
+    mask: AttentionMask
+    rotary: tuple[Rotary, tuple[Tensor, Tensor]] | None = None
+    cache: Cache | None = None
 
 
-def _scaled_product(
-    left: Tensor, right: Tensor, scale: float, bias: Tensor | None = None
-) -> Tensor:
-    """`scale` * `left` @ `right` + `bias` for batches of matrices, in one call."""
-    added = left.new_zeros(()) if bias is None else bias
-    return torch.baddbmm(added, left, right, beta=0 if bias is None else 1, alpha=scale)
+class Attended(NamedTuple):
+    """What attention returns.
+
+    Args:
+        states: [T, D].
+        probabilities: [B, N, S_q, S_k] before dropout, where they are wanted.
+        scores: [B, N, S_q, S_k] before the mask, where a next layer adds them.
+    """
+
+    states: Tensor
+    probabilities: Tensor | None = None
+    scores: Tensor | None = None
 
 
-class SelfAttention(nn.Module):
-    """Attention of a sequence over itself, with projections of queries, keys, values and output."""
+class Attention(nn.Module):
+    """Projections of queries, keys, values and output, and what lies between them.
 
-    def __init__(self, hidden: int, heads: int, *, rate: float, has_bias: bool = True) -> None:
+    Args:
+        hidden: Width D of the queries' states and of the output.
+        shape: The heads.
+        rate: Dropout rate of the probabilities.
+        has_bias: Whether the output layer has a bias.
+        has_qkv_bias: Whether the other three have one.
+        norm_eps: Where given, queries and keys are normalised head by head (Qwen3), with this.
+        is_scaled: Whether scores are divided by the root of H (T5 does not).
+        source: Width of the states that keys and values are made of; None is `hidden`.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        shape: HeadShape,
+        *,
+        rate: float,
+        has_bias: bool = True,
+        has_qkv_bias: bool = True,
+        norm_eps: float | None = None,
+        is_scaled: bool = True,
+        source: int | None = None,
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.shape = shape
         self.rate = rate
-        self.query = nn.Linear(hidden, hidden, bias=has_bias)
-        self.key = nn.Linear(hidden, hidden, bias=has_bias)
-        self.value = nn.Linear(hidden, hidden, bias=has_bias)
-        self.output = nn.Linear(hidden, hidden, bias=has_bias)
+        self.scale = 1 / math.sqrt(shape.size) if is_scaled else 1.0
+        source, width = source or hidden, shape.kv_heads * shape.size
+        self.query = nn.Linear(hidden, shape.heads * shape.size, bias=has_qkv_bias)
+        self.key = nn.Linear(source, width, bias=has_qkv_bias)
+        self.value = nn.Linear(source, width, bias=has_qkv_bias)
+        self.output = nn.Linear(shape.heads * shape.size, hidden, bias=has_bias)
+        norm: NormName = "none" if norm_eps is None else "rms"
+        self.query_norm = build_norm(norm, shape.size, norm_eps or 0.0)
+        self.key_norm = build_norm(norm, shape.size, norm_eps or 0.0)
+
+    def _finish(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        view: View,
+        is_wanted: bool = False,
+        scores: Tensor | None = None,
+    ) -> Attended:
+        """Attend and project; arguments as those of `SelfAttention.forward`."""
+        rate = self.rate if self.training else 0.0
+        if is_wanted or scores is not None:
+            context, probabilities, raw = attend_densely(
+                query, key, value, view.mask, rate, self.scale, scores
+            )
+            merged = self.output(view.queries.merge(context))
+            return Attended(merged, probabilities, None if scores is None else raw)
+        context = attend(query, key, value, view.mask, rate, self.scale)
+        return Attended(self.output(view.queries.merge(context)))
+
+
+class SelfAttention(Attention):
+    """Attention of a sequence over itself."""
 
     def forward(
-        self, states: Tensor, grid: HeadGrid, mask: AttentionMask, is_wanted: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        states: Tensor,
+        view: View,
+        layer: int = 0,
+        *,
+        is_wanted: bool = False,
+        scores: Tensor | None = None,
+    ) -> Attended:
         """Attend over flat valid positions.
 
         Args:
             states: [T, D], the valid positions.
-            grid: Where their heads lie.
-            mask: What each position may see.
-            is_wanted: Whether to return the probabilities [B, N, S, S], too.
+            view: Where their heads lie and what they see.
+            layer: Number of the layer in the cache.
+            is_wanted: Whether to return the probabilities, too.
+            scores: Of the previous layer, to be added (RealFormer).
         """
-        query, key, value = (
-            grid.split(project(states)) for project in (self.query, self.key, self.value)
-        )
-        rate = self.rate if self.training else 0.0
-        probabilities = None
-        if is_wanted:
-            context, probabilities = attend_densely(query, key, value, mask, rate)
-        else:
-            context = attend(query, key, value, mask, rate)
-        return self.output(grid.merge(context)), probabilities
+        query = self.query_norm(view.queries.split(self.query(states)))
+        key = self.key_norm(view.keys.split(self.key(states)))
+        value = view.keys.split(self.value(states))
+        if view.rotary is not None:
+            rotary, tables = view.rotary
+            query, key = rotary.turn(query, tables), rotary.turn(key, tables)
+        if view.cache is not None:
+            key, value = view.cache.append(layer, key, value)
+        return self._finish(query, key, value, view, is_wanted, scores)
+
+
+class CrossAttention(Attention):
+    """Attention of one sequence over another, whose keys and values never change."""
+
+    def forward(self, states: Tensor, view: View, memory: Hidden, layer: int = 0) -> Attended:
+        """Attend from flat valid positions [T, D] over those of `memory`."""
+        query = self.query_norm(view.queries.split(self.query(states)))
+        known = None if view.cache is None else view.cache.memory(layer)
+        if known is None:
+            rows = unpad(memory.states, memory.layout)
+            key = self.key_norm(view.keys.split(self.key(rows)))
+            known = key, view.keys.split(self.value(rows))
+            if view.cache is not None:
+                view.cache.remember(layer, *known)
+        return self._finish(query, *known, view)

@@ -22,3 +22,18 @@ class FeedForward(nn.Module):
         """Map [..., D] to [..., D] through [..., F]."""
         down: Tensor = self.down(self.activation(self.up(states)))
         return down
+
+
+class GatedFeedForward(FeedForward):
+    """What goes up is multiplied by an activated gate (Shazeer, 2020, GLU variants)."""
+
+    def __init__(
+        self, hidden: int, ffn: int, activation: ActivationName, *, has_bias: bool = True
+    ) -> None:
+        super().__init__(hidden, ffn, activation, has_bias=has_bias)
+        self.gate = nn.Linear(hidden, ffn, bias=has_bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map [..., D] to [..., D] through [..., F]."""
+        down: Tensor = self.down(self.activation(self.gate(states)) * self.up(states))
+        return down

@@ -26,15 +26,20 @@ def class_loss(logits: Tensor, labels: Tensor) -> tuple[Ratio, Ratio]:
 
 
 def vocabulary_loss(
-    states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    smoothing: float = 0.0,
 ) -> tuple[Ratio, Ratio]:
     """As `class_loss` of `states` [K, D] @ `weight` [V, D] + `bias` [V], without [K, V] in memory.
 
     The gradients are computed chunk by chunk along with the loss, while the logits of a chunk are
-    there; the backward pass only scales them.
+    there; the backward pass only scales them. Of the labels' probability, `smoothing` is spread
+    over all entries.
     """
-    trains = torch.is_grad_enabled()
-    loss, correct = _VocabularyLoss.apply(states, weight, bias, labels, trains)  # type: ignore[no-untyped-call]
+    options = torch.is_grad_enabled(), smoothing
+    loss, correct = _VocabularyLoss.apply(states, weight, bias, labels, *options)  # type: ignore[no-untyped-call]
     count = (labels != IGNORE).sum()
     return Ratio(loss, count), Ratio(correct, count)
 
@@ -42,7 +47,13 @@ def vocabulary_loss(
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, trains: bool
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        trains: bool,
+        smoothing: float,
     ) -> tuple[Tensor, Tensor]:
         device = states.device.type
         dtype = torch.promote_types(states.dtype, weight.dtype)
@@ -60,7 +71,7 @@ class _VocabularyLoss(torch.autograd.Function):
             for chunk in _chunks(states.shape[0], weight.shape[0]):
                 inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
                 logits = F.linear(inputs, used_weight, used_bias).to(exact)
-                chunk_loss, chunk_correct = _to_gradient(logits, labels[chunk], kept)
+                chunk_loss, chunk_correct = _to_gradient(logits, labels[chunk], kept, smoothing)
                 loss += chunk_loss
                 correct += chunk_correct
                 gradient = logits.to(dtype)
@@ -86,6 +97,7 @@ class _VocabularyLoss(torch.autograd.Function):
             None if bias is None else bias.mul_(grad).to(bias_dtype),
             None,
             None,
+            None,
         )
 
 
@@ -104,16 +116,24 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _to_gradient(logits: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+def _to_gradient(
+    logits: Tensor, labels: Tensor, kept: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
     """Loss [] and correct answers [] of the `kept` rows of a chunk.
 
     In place, the rows of `logits` [K, V] become gradients of their losses, those not kept too.
     """
     index = labels.masked_fill(~kept, 0)[:, None]
     highest, best = logits.max(-1, keepdim=True)
-    picked = logits.gather(-1, index)
     correct = (best == index).squeeze(-1) & kept
-    total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
-    losses = total.log() - (picked - highest)
-    logits.div_(total).scatter_add_(-1, index, torch.full_like(picked, -1.0))
+    logits.sub_(highest)
+    wanted = logits.gather(-1, index)
+    if smoothing:
+        wanted = (1 - smoothing) * wanted + smoothing * logits.mean(-1, keepdim=True)
+    total = logits.exp_().sum(-1, keepdim=True)
+    losses = total.log() - wanted
+    logits.div_(total)
+    if smoothing:
+        logits.sub_(smoothing / logits.shape[-1])
+    logits.scatter_add_(-1, index, torch.full_like(wanted, smoothing - 1.0))
     return losses.squeeze(-1).masked_fill(~kept, 0.0).sum(), correct.sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tencentpretrain.config import Probability
 from tencentpretrain.layers.padding import take_rows
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import TARGETS, Target, TargetConfig
@@ -19,17 +20,24 @@ class LmTarget(Target):
     class Config(TargetConfig):
         bias: bool = False
         """Whether the output layer has a bias."""
+        label_smoothing: Probability = 0.0
+        """Part of the probability that is spread over the whole vocabulary (Szegedy et al., 2016,
+        section 7)."""
+        scale_states: bool = False
+        """Whether states are divided by the root of their width before a tied output layer (T5)."""
 
     def __init__(self, config: Config, sizes: Sizes, name: str = "lm") -> None:
         super().__init__(name)
+        self.smoothing = config.label_smoothing
+        self.factor = sizes.hidden**-0.5 if config.scale_states else 1.0
         self.output = VocabularyHead(sizes.hidden, sizes.vocabulary, has_bias=config.bias)
 
     def _states(self, out: ModelOutput, batch: Batch) -> Tensor:
         states = out.hidden.states.flatten(0, 1)
         labels = batch.labels.get(self.label)
-        if labels is None or labels.index is None:
-            return states
-        return take_rows(states, labels.index)
+        if labels is not None and labels.index is not None:
+            states = take_rows(states, labels.index)
+        return states if self.factor == 1.0 else states * self.factor
 
     def logits(self, out: ModelOutput, batch: Batch) -> Tensor:
         logits: Tensor = self.output(self._states(out, batch))
@@ -38,5 +46,6 @@ class LmTarget(Target):
     def forward(self, out: ModelOutput, batch: Batch) -> TargetOutput:
         labels = batch.labels[self.label].values.flatten()
         head = self.output
-        loss, accuracy = vocabulary_loss(self._states(out, batch), head.weight, head.bias, labels)
+        states = self._states(out, batch)
+        loss, accuracy = vocabulary_loss(states, head.weight, head.bias, labels, self.smoothing)
         return TargetOutput({self.label: loss}, {f"{self.label}/accuracy": accuracy})

@@ -215,11 +215,7 @@ class Trainer:
     def account(self, stats: StepStats, micros: list[Batch]) -> None:
         """Add what a step gave to the metrics, on the device."""
         tokens = sum(batch.tokens for batch in micros)
-        supervised = sum(
-            labels.values.numel() for batch in micros for labels in batch.labels.values()
-        )
-        length = max(s.layout.valid.shape[-1] for b in micros for s in b.streams.values())
-        self.speed.add(tokens, self.model.flops(tokens, length, supervised))
+        self.speed.add(tokens, sum(self.model.flops(batch) for batch in micros))
         self.tokens += tokens
         for output in stats.outputs:
             self.meter.add(output, stats.is_finite)

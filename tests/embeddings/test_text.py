@@ -132,3 +132,41 @@ def test_a_part_with_content_may_change_the_length(monkeypatch: pytest.MonkeyPat
     hidden = embedding(stream_of())
     assert hidden.states.shape == (2, 10, 6)
     assert hidden.layout.valid.sum(1).tolist() == [10, 6]
+
+
+def test_words_are_scaled_by_the_root_of_their_width() -> None:
+    plain, scaled = (
+        embedding_of(parts={"word": {"scale": scale}}, norm="none") for scale in (False, True)
+    )
+    scaled.load_state_dict(plain.state_dict())
+    stream = stream_of()
+    torch.testing.assert_close(scaled(stream).states, plain(stream).states * 6**0.5)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "halves"])
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_sinusoids_are_the_published_waves(layout: str, inclusive: bool) -> None:
+    """D40: which layout, frequencies and offset a family has is its own choice."""
+    keys = {"layout": layout, "offset": 2, "inclusive": inclusive}
+    embedding = embedding_of(parts={"word": {}, "sinusoidal": keys}, norm="none")
+    stream = stream_of()
+    words = embedding.get_parameter("word.weight")[stream.inputs["ids"]]
+    waves = (embedding(stream).states - words)[0]
+    for position in range(5):
+        for wave in range(3):
+            exponent = wave / 2 if inclusive else 2 * wave / 6
+            angle = torch.tensor((position + 2) / 10000**exponent)
+            sine, cosine = (2 * wave, 2 * wave + 1) if layout == "interleaved" else (wave, wave + 3)
+            torch.testing.assert_close(waves[position, sine], angle.sin(), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(waves[position, cosine], angle.cos(), atol=1e-5, rtol=1e-4)
+
+
+def test_d41_given_positions_are_embedded_and_none_is_zeroed() -> None:
+    embedding = embedding_of(parts={"word": {}, "sinusoidal": {}}, norm="none")
+    stream = stream_of(positions=torch.tensor([[3, 4, 5, 6, 7], [0, 1, 2, 9, 9]]))
+    ids = stream.inputs["ids"]
+    waves = embedding(stream).states - embedding.get_parameter("word.weight")[ids]
+    longer = Stream({"ids": torch.zeros(1, 8, dtype=torch.long)}, layout_of((8,)))
+    counted = embedding(longer).states[0] - embedding.get_parameter("word.weight")[0]
+    torch.testing.assert_close(waves[0], counted[3:8])
+    torch.testing.assert_close(waves[1, :3], counted[:3])

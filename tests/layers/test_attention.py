@@ -1,12 +1,16 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tencentpretrain.layers import attention
-from tencentpretrain.layers.attention import SelfAttention, attend, attend_densely
+from tencentpretrain.layers import attend as products
+from tencentpretrain.layers.attend import attend, attend_densely
+from tencentpretrain.layers.attention import HeadShape, SelfAttention, View
 from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.mask import AttentionMask, build_mask
+from tencentpretrain.types import Layout
 from tests.helpers.models import layout_of
 
 LENGTHS = (7, 3, 5)
@@ -14,6 +18,15 @@ LENGTHS = (7, 3, 5)
 
 def heads(length: int = 7, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn(3, 2, length, 4, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+
+def attention_of(hidden: int, heads: int, rate: float = 0.0, **options: Any) -> SelfAttention:
+    return SelfAttention(hidden, HeadShape(heads, heads, hidden // heads), rate=rate, **options)
+
+
+def view_of(layout: Layout, heads: int) -> View:
+    grid = HeadGrid(layout, heads)
+    return View(grid, grid, build_mask("full", layout))
 
 
 def masks() -> dict[str, AttentionMask]:
@@ -52,7 +65,7 @@ def test_all_ways_to_attend_agree_with_their_gradients(name: str) -> None:
 def test_long_rows_on_a_cpu_go_to_the_kernel_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = heads()
     short = attend(query, key, value, AttentionMask())
-    monkeypatch.setattr(attention, "CPU_DENSE_LENGTH", 3)
+    monkeypatch.setattr(products, "CPU_DENSE_LENGTH", 3)
     long = attend(query, key, value, AttentionMask())
     assert type(short.grad_fn) is not type(long.grad_fn)
     torch.testing.assert_close(short, long)
@@ -88,20 +101,19 @@ def test_dropped_probabilities_keep_their_expectation() -> None:
 
 def test_probabilities_are_wanted_before_dropout_and_add_up_to_one() -> None:
     query, key, value = heads()
-    _, probabilities = attend_densely(query, key, value, masks()["padding"], 0.5)
+    _, probabilities, _ = attend_densely(query, key, value, masks()["padding"], 0.5)
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(3, 2, 7))
     assert float(probabilities[1, :, :, 3:].detach().abs().max()) == 0
 
 
 def test_bf16_autocast_is_near_fp32() -> None:
-    attend_all = SelfAttention(16, 2, rate=0.0)
-    layout = layout_of(LENGTHS)
-    grid, mask = HeadGrid(layout, 2), build_mask("full", layout)
+    attend_all = attention_of(16, 2)
+    view = view_of(layout_of(LENGTHS), 2)
     states = torch.randn(sum(LENGTHS), 16, requires_grad=True)
     results = []
     for is_enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
-            output, _ = attend_all(states, grid, mask)
+            output = attend_all(states, view).states
         assert output.dtype == (torch.bfloat16 if is_enabled else torch.float32)
         results.append((output.float(), *torch.autograd.grad(output.float().sum(), states)))
     for exact, rounded in zip(*results, strict=True):
@@ -109,7 +121,7 @@ def test_bf16_autocast_is_near_fp32() -> None:
 
 
 def test_self_attention_is_that_of_torch() -> None:
-    ours = SelfAttention(16, 4, rate=0.0)
+    ours = attention_of(16, 4)
     theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
     projections = (ours.query, ours.key, ours.value)
     with torch.no_grad():
@@ -118,27 +130,27 @@ def test_self_attention_is_that_of_torch() -> None:
         theirs.out_proj.load_state_dict(ours.output.state_dict())
     layout = layout_of(LENGTHS)
     states = torch.randn(3, 7, 16)
-    mask, grid = build_mask("full", layout), HeadGrid(layout, 4)
-    output, probabilities = ours(states[layout.valid], grid, mask, is_wanted=True)
+    view = view_of(layout, 4)
+    output, probabilities, _ = ours(states[layout.valid], view, is_wanted=True)
     expected, weights = theirs(
         states, states, states, key_padding_mask=~layout.valid, average_attn_weights=False
     )
     torch.testing.assert_close(output, expected[layout.valid])
-    torch.testing.assert_close(ours(states[layout.valid], grid, mask)[0], expected[layout.valid])
+    torch.testing.assert_close(ours(states[layout.valid], view).states, expected[layout.valid])
     assert probabilities is not None
     valid = layout.valid[:, None, :, None].expand_as(weights)
     torch.testing.assert_close(probabilities[valid], weights[valid])
 
 
 def test_attention_is_dropped_only_while_training() -> None:
-    layer = SelfAttention(16, 2, rate=0.5)
-    layout = layout_of(LENGTHS)
-    arguments = torch.randn(15, 16), HeadGrid(layout, 2), build_mask("full", layout)
+    layer = attention_of(16, 2, 0.5)
+    arguments = torch.randn(15, 16), view_of(layout_of(LENGTHS), 2)
     assert not torch.equal(layer(*arguments)[0], layer(*arguments)[0])
     layer.eval()
     assert torch.equal(layer(*arguments)[0], layer(*arguments)[0])
 
 
 def test_biases_are_optional() -> None:
-    names = [name for name, _ in SelfAttention(8, 2, rate=0.0, has_bias=False).named_parameters()]
+    layer = attention_of(8, 2, has_bias=False, has_qkv_bias=False)
+    names = [name for name, _ in layer.named_parameters()]
     assert names == [f"{layer}.weight" for layer in ("query", "key", "value", "output")]

@@ -6,27 +6,28 @@ import torch.nn.functional as F
 from torch import nn
 
 from tencentpretrain.layers.activation import build_activation
-from tencentpretrain.layers.block import TransformerBlock
-from tencentpretrain.layers.feed_forward import FeedForward
+from tencentpretrain.layers.attention import HeadShape, View
+from tencentpretrain.layers.block import BlockConfig, TransformerBlock
+from tencentpretrain.layers.feed_forward import FeedForward, GatedFeedForward
 from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.mask import build_mask
 from tencentpretrain.layers.norm import build_norm
+from tencentpretrain.types import Layout
 from tests.helpers.models import layout_of, randomise
 
 
 def block_of(**changes: Any) -> TransformerBlock:
     options: dict[str, Any] = {
-        "activation": "gelu",
-        "norm": "layer",
         "norm_eps": 1e-5,
-        "norm_order": "post",
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "has_bias": True,
     }
-    block = TransformerBlock(16, 2, 24, **(options | changes))
+    block = TransformerBlock(BlockConfig(16, HeadShape(2, 2, 8), 24, **(options | changes)))
     randomise(block)
     return block
+
+
+def view_of(layout: Layout) -> View:
+    grid = HeadGrid(layout, 2)
+    return View(grid, grid, build_mask("full", layout))
 
 
 @pytest.mark.parametrize("order", ["post", "pre"])
@@ -47,7 +48,7 @@ def test_a_block_is_the_layer_of_torch(order: str) -> None:
     theirs.norm2.load_state_dict(ours.feed_forward_norm.state_dict())
     layout = layout_of((6, 4))
     states = torch.randn(2, 6, 16)
-    output, _ = ours(states[layout.valid], HeadGrid(layout, 2), build_mask("full", layout))
+    output = ours(states[layout.valid], view_of(layout)).states
     expected = theirs(states, src_key_padding_mask=~layout.valid)[layout.valid]
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
@@ -56,7 +57,7 @@ def test_both_updates_are_dropped_out() -> None:
     block = block_of(dropout=0.999, norm_order="pre")
     layout = layout_of((6, 6))
     states = torch.randn(12, 16)
-    output, _ = block(states, HeadGrid(layout, 2), build_mask("full", layout))
+    output = block(states, view_of(layout)).states
     assert float((output == states).double().mean()) > 0.95
 
 
@@ -75,6 +76,7 @@ def test_feed_forward_without_biases_has_two_matrices() -> None:
     [
         ("gelu", F.gelu),
         ("gelu_tanh", lambda x: F.gelu(x, approximate="tanh")),
+        ("quick_gelu", lambda x: x * torch.sigmoid(1.702 * x)),
         ("relu", torch.relu),
         ("silu", F.silu),
         ("tanh", torch.tanh),
@@ -95,3 +97,26 @@ def test_norms() -> None:
         rms(states), states / (states.square().mean(-1, keepdim=True) + 0.5).sqrt()
     )
     assert build_norm("none", 8, 0.5)(states) is states
+
+
+def test_other_norms() -> None:
+    states = torch.randn(3, 8)
+    torch.testing.assert_close(build_norm("t5", 8, 0.5)(states), build_norm("rms", 8, 0.5)(states))
+    gain = build_norm("layer_gain", 8, 0.5)
+    assert [name for name, _ in gain.named_parameters()] == ["weight"]
+    torch.testing.assert_close(gain(states), build_norm("layer", 8, 0.5)(states))
+
+
+def test_d24_the_norm_of_old_checkpoints_divides_by_the_unbiased_deviation() -> None:
+    states, legacy = torch.randn(3, 8), build_norm("legacy", 8, 0.5)
+    randomise(legacy)
+    centred = states - states.mean(-1, keepdim=True)
+    deviation = (centred.square().sum(-1, keepdim=True) / 7).sqrt()
+    expected = legacy.weight * centred / (deviation + 0.5) + legacy.bias
+    torch.testing.assert_close(legacy(states), expected)
+
+
+def test_a_gated_layer_multiplies_by_its_activated_gate() -> None:
+    layer, states = GatedFeedForward(4, 6, "silu"), torch.randn(5, 4)
+    inner = F.silu(layer.gate(states)) * layer.up(states)
+    torch.testing.assert_close(layer(states), layer.down(inner))

@@ -16,7 +16,7 @@ def seen(mask: AttentionMask) -> torch.Tensor:
 def test_full_grids_need_no_mask() -> None:
     full = layout_of((5, 5))
     assert build_mask("full", full).allowed is None
-    assert build_mask("full", full).bias(2, 5, torch.float32) is None
+    assert build_mask("full", full).bias(2, 2, 5, torch.float32) is None
     causal = build_mask("causal", full)
     assert causal.allowed is None
     assert causal.is_causal
@@ -69,9 +69,9 @@ def test_every_query_sees_some_key() -> None:
 
 def test_the_bias_is_made_once_and_is_finite() -> None:
     mask = build_mask("causal", layout_of(LENGTHS))
-    bias = mask.bias(3, 5, torch.bfloat16)
+    bias = mask.bias(2, 3, 5, torch.bfloat16)
     assert bias is not None
     assert bias.shape == (6, 5, 5)
-    assert mask.bias(3, 5, torch.bfloat16) is bias
+    assert mask.bias(2, 3, 5, torch.bfloat16) is bias
     assert bool(bias.isfinite().all())
     assert torch.equal(bias.view(2, 3, 5, 5)[:, 1] == 0, seen(mask))

@@ -164,3 +164,20 @@ def test_classes() -> None:
     expected = F.cross_entropy(logits[:2], labels[:2], reduction="sum")
     torch.testing.assert_close(loss.total, expected)
     assert (int(loss.count), int(accuracy.total), int(accuracy.count)) == (2, 1, 2)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+def test_labels_are_smoothed_as_torch_does(
+    smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 7 * 3)
+    states, weight = torch.randn(8, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    labels = torch.tensor([1, 2, IGNORE, 6, 0, 3, 3, IGNORE])
+    loss, _ = vocabulary_loss(states, weight, None, labels, smoothing)
+    reference = F.cross_entropy(
+        states @ weight.T, labels, label_smoothing=smoothing, reduction="sum"
+    )
+    torch.testing.assert_close(loss.total, reference)
+    ours = torch.autograd.grad(loss.total, (states, weight))
+    for mine, theirs in zip(ours, torch.autograd.grad(reference, (states, weight)), strict=True):
+        torch.testing.assert_close(mine, theirs)
