@@ -68,7 +68,7 @@ class _VocabularyLoss(torch.autograd.Function):
         correct = torch.zeros((), dtype=torch.int64, device=states.device)
         used_weight, used_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
-            for chunk in _chunks(states.shape[0], weight.shape[0]):
+            for chunk in _chunks(len(states), *weight.shape):
                 inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
                 logits = F.linear(inputs, used_weight, used_bias).to(exact)
                 chunk_loss, chunk_correct = _to_gradient(logits, labels[chunk], kept, smoothing)
@@ -101,9 +101,13 @@ class _VocabularyLoss(torch.autograd.Function):
         )
 
 
-def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    """`rows` in as few equal parts as keep the logits of each within `CHUNK_BYTES`."""
-    most = max(1, CHUNK_BYTES // (4 * vocabulary))
+def _chunks(rows: int, vocabulary: int, width: int) -> list[slice]:
+    """`rows` in as few equal parts as keep the logits of each within `CHUNK_BYTES`.
+
+    They may be half as large as the weight [V, D] all the same: every part reads and writes the
+    weight's gradient, which must cost little beside its own products.
+    """
+    most = max(CHUNK_BYTES // (4 * vocabulary), width // 2, 1)
     size = -(-rows // max(1, -(-rows // most)))
     return [slice(start, start + size) for start in range(0, rows, max(1, size))]
 
