@@ -1,10 +1,11 @@
 """Speed of a training step: the trainer against a bare loop and against `transformers`' Trainer.
 
-`python -m benchmarks.train_step [--precision fp32 bf16] [--rounds 9] [--steps 4]`
+`python -m benchmarks.train_step [--model bert] [--precision fp32 bf16] [--rounds 9] [--steps 4]`
 
-BERT-mini, batch 32 x 128, google_zh vocabulary, real documents, dropout 0.1. The contestants take
-turns in one process, a few steps at a time, and the ratio of neighbouring turns is reported as a
-median, so that a machine whose speed drifts gives the same answer. Tokens do not count padding.
+Models of 4 layers and width 256: BERT (batch 32 x 128), GPT-2 (8 x 256) or T5 (32 x 128);
+google_zh vocabulary, real documents, dropout 0.1. The contestants take turns in one process, a few
+steps at a time, and the ratio of neighbouring turns is reported as a median, so that a machine
+whose speed drifts gives the same answer. Tokens do not count padding.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks.cases import CASES, Case
 from benchmarks.common import shared_data, write_result
 from tencentpretrain.commands import COMMANDS
 from tencentpretrain.configure import load_config
@@ -40,23 +42,25 @@ Turn = Callable[[int], int]
 """Does a number of steps and returns how many tokens they read."""
 
 
-def prepare(folder: Path, precision: str) -> tuple[PretrainConfig, Objective]:
+def prepare(case: Case, folder: Path, precision: str) -> tuple[PretrainConfig, Objective]:
     """The config of the run, and its objective over the Chinese corpus."""
     data = shared_data()
+    entries = (data / "vocab" / "google_zh_vocab.txt").read_text(encoding="utf-8").split("\n")
+    entries = entries[:-1] + [f"<extra_id_{number}>" for number in range(case.sentinels)]
+    (folder / "vocab.txt").write_text("\n".join(entries) + "\n", encoding="utf-8")
     words = [
-        f"tokenizer.vocab={data / 'vocab' / 'google_zh_vocab.txt'}",
+        f"tokenizer.vocab={folder / 'vocab.txt'}",
         f"corpus.path={data / 'corpora' / 'clue_zh.txt'}",
         f"output={folder / 'shards'}",
     ]
     if not (folder / "shards").exists():
         run_preprocess(load_config(COMMANDS["preprocess"], ["tokenizer=wordpiece", *words]))
     words = [
-        "model=bert/mini",
+        *case.words,
         f"data.path={folder / 'shards'}",
         f"run_dir={folder / 'run'}",
         "trainer.steps=1000000",
-        "trainer.batch_size=32",
-        "model.objective.length=128",
+        f"trainer.batch_size={case.batch_size}",
         f"trainer.precision={precision}",
         "trainer.log_every=10",
     ]
@@ -75,7 +79,7 @@ def trainer_turn(config: PretrainConfig, objective: Objective, vocabulary: int) 
         model,
         OPTIMIZERS.build(config.optim)(model),
         SCHEDULES.build(config.schedule, 1000),
-        Loader(objective, 32, 32, seed=0),
+        Loader(objective, config.trainer.batch_size, config.trainer.batch_size, seed=0),
         config.trainer,
         steps=1000,
         seed=0,
@@ -125,31 +129,6 @@ def bare_turn(
     return turn
 
 
-def to_transformers(batch: Batch, length: int = 128) -> list[dict[str, Any]]:
-    """The rows of a batch as `transformers` wants them, padded to `length`."""
-    stream = batch.streams["src"]
-    ids, valid = stream.inputs["ids"], stream.layout.valid
-    labels = torch.full(ids.shape, -100).flatten()
-    labels[batch.labels["mlm"].index] = batch.labels["mlm"].values
-    columns = {
-        "input_ids": ids,
-        "token_type_ids": stream.inputs["segments"],
-        "attention_mask": valid.long(),
-        "labels": labels.view(ids.shape),
-    }
-    padding = {"labels": -100}
-    rows = []
-    for number in range(len(ids)):
-        row = {
-            name: torch.nn.functional.pad(
-                column[number], (0, length - ids.shape[1]), value=padding.get(name, 0)
-            )
-            for name, column in columns.items()
-        }
-        rows.append({**row, "next_sentence_label": batch.labels["nsp"].values[number]})
-    return rows
-
-
 class Referee(transformers.TrainerCallback):
     """After every few steps of `transformers`' Trainer, gives the others their turns."""
 
@@ -178,29 +157,23 @@ class Referee(transformers.TrainerCallback):
         self.began = time.perf_counter()
 
 
-def compete(folder: Path, precision: str, rounds: int, steps: int) -> dict[str, list[float]]:
+def compete(
+    case: Case, folder: Path, precision: str, rounds: int, steps: int
+) -> dict[str, list[float]]:
     """Tokens/s of each contestant in each round."""
-    config, objective = prepare(folder, precision)
+    config, objective = prepare(case, folder, precision)
     vocabulary = open_shards(folder / "shards").vocab_size
     mine = trainer_turn(config, objective, vocabulary)
-    loader = Loader(objective, 32, 32, seed=0)
-    source = iter(loader)
+    source = iter(Loader(objective, case.batch_size, case.batch_size, seed=0))
     batches = [next(source)[0] for _ in range(16)]
     others = {
         "trainer": mine,
         "bare loop": bare_turn(config, batches, vocabulary, mine.dtype),  # type: ignore[attr-defined]
     }
     referee = Referee(others, batches, steps)
-    shape = transformers.BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=1024,
-    )
     arguments = transformers.TrainingArguments(
         output_dir=str(folder / "transformers"),
-        per_device_train_batch_size=32,
+        per_device_train_batch_size=case.batch_size,
         max_steps=(rounds + 1) * steps,
         optim="adamw_torch_fused",
         bf16=precision == "bf16",
@@ -210,15 +183,16 @@ def compete(folder: Path, precision: str, rounds: int, steps: int) -> dict[str, 
         logging_steps=10,
         disable_tqdm=True,
     )
-    rows = [row for batch in batches for row in to_transformers(batch)]
+    rows = [row for batch in batches for row in case.rows(batch)]
     transformers.Trainer(
-        transformers.BertForPreTraining(shape), arguments, train_dataset=rows, callbacks=[referee]
+        case.reference(vocabulary), arguments, train_dataset=rows, callbacks=[referee]
     ).train()
     return referee.rates
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=sorted(CASES), default="bert")
     parser.add_argument("--precision", nargs="+", default=["fp32"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=4)
@@ -229,14 +203,16 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         for precision in options.precision:
-            rates = compete(Path(folder), precision, options.rounds, options.steps)
+            rates = compete(
+                CASES[options.model], Path(folder), precision, options.rounds, options.steps
+            )
             for name, own in rates.items():
                 pairs = zip(rates["trainer"], own, strict=True)
                 ratio = statistics.median(mine / theirs for mine, theirs in pairs)
                 rate = statistics.median(own)
                 lines.append(f"| {precision} | {name} | {rate:,.0f} | {ratio:.2f} |")
-    command = f"python -m benchmarks.train_step --precision {' '.join(options.precision)}"
-    write_result("train_step", command, lines)
+    words = f"--model {options.model} --precision {' '.join(options.precision)}"
+    write_result(f"train_step_{options.model}", f"python -m benchmarks.train_step {words}", lines)
 
 
 if __name__ == "__main__":
