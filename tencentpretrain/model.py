@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -20,6 +21,7 @@ from tencentpretrain.config import (
     nearest,
 )
 from tencentpretrain.data.objectives.base import OBJECTIVES
+from tencentpretrain.data.objectives.seq2seq import Seq2SeqConfig
 from tencentpretrain.decoders.base import DECODERS, Decoder, DecoderConfig
 from tencentpretrain.embeddings.base import Embedding, EmbeddingConfig
 from tencentpretrain.encoders.base import ENCODERS, EncoderConfig
@@ -92,14 +94,24 @@ class ModelConfig(Config):
 
     @check("embedding", "objective")
     def _rows_fit(self) -> str | None:
-        position = self.embedding.parts.get("position")
-        table, length = getattr(position, "length", None), getattr(self.objective, "length", None)
-        if table is None or length is None or length <= table:
+        return _too_long("embedding", self.embedding, "length", self.objective)
+
+    @check("target_embedding", "objective")
+    def _target_rows_fit(self) -> str | None:
+        side = "target_embedding"
+        return _too_long(side, self.target_embedding, "target_length", self.objective)
+
+    @check("decoder", "objective")
+    def _decoder_is_fed(self) -> str | None:
+        if self.objective is None:
             return None
-        return (
-            f"objective.length must be at most embedding.parts.position.length={table}, "
-            f"but is {length}"
-        )
+        has_target_rows = isinstance(self.objective, Seq2SeqConfig)
+        if has_target_rows == (self.decoder is not None):
+            return None
+        makes = f"objective.name={self.objective.name} makes"
+        if has_target_rows:
+            return f"{makes} rows for a decoder, and so needs a decoder, but the model has none"
+        return f"{makes} no target rows, which the decoder reads; choose one such as t5"
 
     @check("target", "objective")
     def _targets_fit(self) -> str | None:
@@ -158,6 +170,18 @@ class ModelConfig(Config):
         return Sizes(hidden, self.target_embedding.size or hidden, rows, self.hidden)
 
 
+def _too_long(
+    side: str, embedding: EmbeddingConfig | None, key: str, objective: ComponentConfig | None
+) -> str | None:
+    """What is wrong where the rows of an objective are longer than a table of positions."""
+    position = None if embedding is None else embedding.parts.get("position")
+    table, length = getattr(position, "length", None), getattr(objective, key, None)
+    if table is None or length is None or length <= table:
+        return None
+    at_most = f"at most {side}.parts.position.length={table}"
+    return f"objective.{key} must be {at_most}, but is {length}"
+
+
 def _rows(key: str, given: int | None, vocabulary: int) -> int:
     """Rows of a word table for a tokenizer of `vocabulary` entries."""
     if given is not None and given < vocabulary:
@@ -177,7 +201,9 @@ class Model(nn.Module):
 
     def __init__(self, config: ModelConfig, sizes: Sizes, target_sizes: Sizes) -> None:
         super().__init__()
-        self.embedding = Embedding(config.embedding, sizes)
+        is_direct = ENCODERS.get(config.encoder.name).reads_embedding
+        width = sizes.embedding if is_direct else sizes.hidden
+        self.embedding = Embedding(config.embedding, replace(sizes, hidden=width))
         self.encoder = ENCODERS.build(config.encoder, sizes)
         self.target_embedding: Embedding | None = None
         self.decoder: Decoder | None = None

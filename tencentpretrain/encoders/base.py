@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -23,6 +24,9 @@ class EncoderConfig(ComponentConfig):
 
 class Encoder(nn.Module, ABC):
     """Maps states of a sequence to states of the same shape, each knowing the others."""
+
+    reads_embedding: ClassVar[bool] = False
+    """Whether it takes states of the embedding's own width E, where that is not D."""
 
     @abstractmethod
     def forward(self, hidden: Tensor, layout: Layout, want: Want = NOTHING) -> Hidden:

@@ -43,10 +43,12 @@ class MlmTarget(Target):
         """Norm before the output layer."""
         norm_eps: PositiveFloat = 1e-12
         """Added to the variance in the norm."""
+        bias: bool = True
+        """Whether the linear layer has a bias (ModernBERT's has none); the output layer has one."""
 
     def __init__(self, config: Config, sizes: Sizes, name: str = "mlm") -> None:
         super().__init__(name)
-        self.dense = nn.Linear(sizes.hidden, sizes.embedding)
+        self.dense = nn.Linear(sizes.hidden, sizes.embedding, bias=config.bias)
         self.activation = build_activation(config.activation)
         self.norm = build_norm(config.norm, sizes.embedding, config.norm_eps)
         self.output = VocabularyHead(sizes.embedding, sizes.vocabulary, has_bias=True)
