@@ -192,6 +192,8 @@ def _validate(
     except ValidationError as error:
         for item in error.errors():
             found.setdefault(str(item["loc"][0]) if item["loc"] else "", []).append(item)
+    if invalid:
+        found.pop("", None)  # the checks saw defaults there; those that can be are run below
     for name, items in found.items():
         if name not in invalid:
             problems += field_problems(cls.model_fields.get(name), values.get(name), items, path)

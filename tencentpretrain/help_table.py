@@ -66,8 +66,12 @@ class _Walk:
             elif nested is not None and nested in self.places:
                 yield _row(key, info, f"Keys as in {self.places[nested]}.")
             elif nested is not None:
-                self.places[nested] = key
-                yield from self.rows(nested, key)
+                below = key
+                if get_origin(info.annotation) is dict:
+                    yield _row(key, info)
+                    below = f"{key}.<name>"
+                self.places[nested] = below
+                yield from self.rows(nested, below)
             else:
                 yield _row(key, info)
 
@@ -128,7 +132,9 @@ def _choice(info: FieldInfo) -> Choice | None:
 
 
 def _nested(info: FieldInfo) -> type[Config] | None:
-    for option in alternatives_of(info.annotation):
+    """The config that a field is, or that the items of a dictionary are."""
+    is_named = get_origin(info.annotation) is dict
+    for option in alternatives_of(get_args(info.annotation)[1] if is_named else info.annotation):
         if isinstance(option, type) and issubclass(option, Config):
             return option
     return None

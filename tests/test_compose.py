@@ -289,7 +289,8 @@ def test_composing_makes_no_files() -> None:
 def test_every_option_of_a_group_is_one_commented_name() -> None:
     commands = [path.stem for path in CONF.glob("*.yaml")]
     names = {group for command in commands for group in groups(command)} - {"model"}
-    assert names == {"optim", "parallel", "schedule", "task", "tokenizer", "wrappers"}
+    expected = {"optim", "parallel", "schedule", "task", "tokenizer", "wrappers"}
+    assert names == expected | {"target_tokenizer"}
     for group in names:
         for file in (CONF / group).iterdir():
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -306,6 +307,7 @@ def registries() -> Iterator[tuple[str, Any]]:
     yield from {
         "parallel": PARALLELS,
         "tokenizer": TOKENIZERS,
+        "target_tokenizer": TOKENIZERS,
         "optim": OPTIMIZERS,
         "schedule": SCHEDULES,
     }.items()

@@ -11,6 +11,14 @@ from tencentpretrain.config import Config, PositiveInt, check, nearest
 from tencentpretrain.errors import DataError
 
 Format = Literal["sentences", "lines", "text", "jsonl", "tsv"]
+Content = Literal["text", "pair", "label", "chat"]
+FORMATS: Final[dict[Content, tuple[Format, ...]]] = {
+    "text": ("sentences", "lines", "text", "jsonl", "tsv"),
+    "pair": ("lines", "jsonl", "tsv"),
+    "label": ("lines", "jsonl", "tsv"),
+    "chat": ("jsonl",),
+}
+"""Formats that hold each content; the first is that of files whose extension says nothing."""
 EXTENSIONS: Final[dict[str, Format]] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -19,26 +27,67 @@ EXTENSIONS: Final[dict[str, Format]] = {
 }
 
 
+class FieldsConfig(Config):
+    """Names of what a record holds: headers of TSV columns or keys of JSON lines."""
+
+    source: str = "source"
+    """First text of a pair."""
+    target: str = "target"
+    """Second text of a pair, the one to be written."""
+    label: str = "label"
+    """Label of one or two texts."""
+    text_a: str = "text_a"
+    """First labelled text."""
+    text_b: str = "text_b"
+    """Second labelled text; a file or a JSON line may lack it."""
+    messages: str = "messages"
+    """List of messages, each with a `role` and a `content`; JSON lines that lack it have a prompt
+    and an answer."""
+    prompt: str | list[str] = "prompt"
+    """What is asked; of several keys all but the first may be missing or empty, and the texts are
+    joined with newlines."""
+    answer: str = "answer"
+    """What the assistant answers to the prompt."""
+
+    @check("prompt")
+    def _some_prompt(self) -> str | None:
+        return None if self.prompt else "prompt must name at least one key, but is empty"
+
+    @property
+    def prompts(self) -> list[str]:
+        """The keys of the prompt."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
 class CorpusConfig(Config):
     """Where the raw text is and how it is laid out."""
 
     path: str | list[str]
     """File, directory or glob, or a list of them; files may be compressed with gzip."""
+    content: Content = "text"
+    """What is learned from: `text`; a `pair` of a source and a target text; one or two texts with a
+    `label`; or conversations (`chat`)."""
     format: Literal["auto", "sentences", "lines", "text", "jsonl", "tsv"] = "auto"
-    """`sentences`: one a line, blank lines between documents; `lines`: one document a line; `text`:
-    a file is one document and keeps its newlines; `jsonl`; `tsv`; `auto`: jsonl and tsv by their
-    extension, else sentences."""
+    """`sentences`: one a line, blank lines between documents; `lines`: one document a line, with
+    tabs between the texts of a pair, or the label and its texts; `text`: a file is one document and
+    keeps its newlines; `jsonl`; `tsv`: the first line names the columns; `auto`: jsonl and tsv by
+    their extension, else sentences, or lines for pairs and labels."""
+    fields: FieldsConfig = FieldsConfig()
+    """Names of what a record holds, where the content is not text."""
+    template: Literal["chatml", "plain"] = "chatml"
+    """How conversations are written: `chatml` (<|im_start|>role, newline, content, <|im_end|>,
+    newline), or `plain` (the tokens bos, prompt, answer, eos)."""
     field: str = "text"
-    """Key of a JSON line that holds the text of the document."""
+    """Key of a JSON line that holds the text of the document, where the content is text."""
     column: str = "text_a"
-    """Header of the TSV column that holds the text of the document."""
+    """Header of the TSV column that holds the text of the document, where the content is text."""
     keep_newlines: bool = False
     """Whether the newline behind a sentence is part of it, as a model that writes text needs it;
-    always so in the format `text`."""
+    always so in the format `text` and inside of pairs, labelled texts and messages."""
     encoding_errors: Literal["error", "replace", "skip"] = "error"
     """What to do with a line that is not UTF-8: stop, put U+FFFD for the bytes, or leave it out."""
     bad_lines: Literal["error", "skip"] = "error"
-    """What to do with a line that is too long, no JSON, or lacks the field or column."""
+    """What to do with a line that is too long, no JSON, or lacks what it should hold."""
     max_line_bytes: PositiveInt = 1 << 24
     """A longer line, in bytes, is a bad line."""
     max_document_bytes: PositiveInt = 1 << 22
@@ -48,6 +97,25 @@ class CorpusConfig(Config):
     def _some_path(self) -> str | None:
         paths = [self.path] if isinstance(self.path, str) else self.path
         return None if paths and all(paths) else "path must name at least one file, but is empty"
+
+    @check("content", "format")
+    def _content_has_format(self) -> str | None:
+        if self.format in ("auto", *FORMATS[self.content]):
+            return None
+        return (
+            f"format must be {' or '.join(FORMATS[self.content])} for content={self.content}, "
+            f"but is {self.format}"
+        )
+
+    @property
+    def columns(self) -> tuple[list[str], list[str]]:
+        """Names of the TSV columns to read: those that must be there, those that may be."""
+        fields = self.fields
+        if self.content == "pair":
+            return [fields.source, fields.target], []
+        if self.content == "label":
+            return [fields.label, fields.text_a], [fields.text_b]
+        return [self.column], []
 
 
 @dataclass(frozen=True)
@@ -104,4 +172,6 @@ def _format_of(file: Path, config: CorpusConfig) -> Format:
     if config.format != "auto":
         return config.format
     name = file.name.removesuffix(".gz")
-    return EXTENSIONS.get(Path(name).suffix.lower(), "sentences")
+    usual = FORMATS[config.content]
+    found = EXTENSIONS.get(Path(name).suffix.lower())
+    return found if found in usual else usual[0]

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tencentpretrain.config import ConfigError
 from tencentpretrain.data.order import permute
+from tencentpretrain.data.packing import Integers
 from tencentpretrain.errors import CheckpointError, DataError, UserError
 from tencentpretrain.types import Batch
 
@@ -35,12 +36,40 @@ class Examples(Protocol):
     def collate(self, examples: list[Any]) -> Batch: ...
 
 
+class Order(Protocol):
+    """Which example each sample of a run is; a pure function."""
+
+    def __call__(self, numbers: Integers) -> tuple[Integers, Integers]: ...
+
+
+class ShuffledEpochs:
+    """Sample number g is example permute(g % size) of epoch g // size.
+
+    Args:
+        size: number of examples.
+        key: the permutation is that of this key and the epoch.
+    """
+
+    def __init__(self, size: int, *key: int) -> None:
+        self._size = size
+        self._key = key
+
+    def __call__(self, numbers: Integers) -> tuple[Integers, Integers]:
+        """Epoch and index of the samples `numbers` [N]."""
+        epochs, places = np.divmod(numbers, self._size)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            indices[here] = permute(places[here], self._size, *self._key, epoch)
+        return epochs, indices
+
+
 class Loader:
     """Endless training batches; iterating yields the micro-batches of one step at a time.
 
-    Sample number g of a run is example permute(g % N) of epoch g // N, where N is the number of
-    examples and the permutation that of (seed, epoch). Step k holds the samples from k times the
-    batch size on, so that batches run across the ends of epochs and are always full.
+    The samples of a run are numbered, and `order` says which example each is. Step k holds the
+    samples from k times the batch size on, so that batches run across the ends of epochs and are
+    always full.
 
     Args:
         examples: what to draw from.
@@ -51,6 +80,7 @@ class Loader:
         samples: samples of earlier steps, on all ranks together; they are skipped at no cost.
         rank: number of this process; each takes a slice of every step.
         world: number of processes.
+        order: of the samples; None is `ShuffledEpochs` with the seed as its key.
 
     Raises:
         DataError: if there are no examples.
@@ -67,6 +97,7 @@ class Loader:
         samples: int = 0,
         rank: int = 0,
         world: int = 1,
+        order: Order | None = None,
     ) -> None:
         if not len(examples):
             raise DataError("there is no example to train on; give data with at least one")
@@ -78,11 +109,11 @@ class Loader:
         self.examples = examples
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
-        self.seed = seed
         self.workers = workers
         self.samples = samples
         self._share = batch_size // world
         self._first = rank * self._share
+        self._order = order or ShuffledEpochs(len(examples), seed)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         steps = itertools.count(self.samples, self.batch_size)
@@ -94,11 +125,7 @@ class Loader:
     def step_samples(self, samples: int) -> list[tuple[int, int]]:
         """Epoch and index of the samples of this rank in the step that follows `samples` others."""
         numbers = samples + self._first + np.arange(self._share)
-        epochs, places = np.divmod(numbers, len(self.examples))
-        indices = np.empty_like(places)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            indices[here] = permute(places[here], len(self.examples), self.seed, epoch)
+        epochs, indices = self._order(numbers)
         return list(zip(epochs.tolist(), indices.tolist(), strict=True))
 
     def skip(self, samples: int) -> None:

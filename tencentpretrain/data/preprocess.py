@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Annotated, Final, Self
 
+import numpy as np
 from pydantic import Field
 
 from tencentpretrain.config import (
@@ -25,20 +26,26 @@ from tencentpretrain.config import (
     PathLike,
     PositiveInt,
     SerializeAsAny,
+    check,
 )
+from tencentpretrain.data.chat import TEMPLATES
 from tencentpretrain.data.corpora import CorpusConfig, CorpusFile, find_files
-from tencentpretrain.data.encode import Encoded, EncoderFactory
+from tencentpretrain.data.encode import EncoderFactory
+from tencentpretrain.data.encoded import Encoded
 from tencentpretrain.data.engine import make_engine
 from tencentpretrain.data.progress import Progress, duration
 from tencentpretrain.data.segment import build_segmenter
-from tencentpretrain.data.shard_format import text_columns
-from tencentpretrain.data.shard_writer import SHARD_TOKENS, ShardWriter
+from tencentpretrain.data.shard_format import LABEL, record_columns
+from tencentpretrain.data.shard_writer import SHARD_TOKENS, Ragged, ShardWriter
 from tencentpretrain.data.slices import Slice, slices
 from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.registry import load_plugins
-from tencentpretrain.tokenizers.base import TOKENIZERS, build_tokenizer
+from tencentpretrain.tokenizers.base import TOKENIZERS, Tokenizer, build_tokenizer
 
 logger = logging.getLogger(__name__)
+
+SHOWN_LABELS: Final = 20
+"""Labels that the summary names."""
 
 
 def available_cores() -> int:
@@ -51,6 +58,8 @@ class PreprocessConfig(Config):
 
     tokenizer: Annotated[SerializeAsAny[ComponentConfig], Choice(TOKENIZERS)]
     """Kind and vocabulary of the tokenizer."""
+    target_tokenizer: Annotated[SerializeAsAny[ComponentConfig] | None, Choice(TOKENIZERS)] = None
+    """Kind and vocabulary of the tokenizer of the targets of pairs; null is that of the sources."""
     corpus: CorpusConfig
     """Where the raw text is and how it is laid out."""
     output: PathLike
@@ -67,6 +76,21 @@ class PreprocessConfig(Config):
     plugins: list[str] = []
     """Packages to import, which may register tokenizers and define segmenters."""
 
+    @check("target_tokenizer", "corpus")
+    def _only_pairs_have_targets(self) -> str | None:
+        if self.target_tokenizer is None or self.corpus.content == "pair":
+            return None
+        return (
+            f"target_tokenizer is for corpus.content=pair, but that is {self.corpus.content}; "
+            "leave one of them out"
+        )
+
+    @check("segmenter", "corpus")
+    def _only_text_has_words(self) -> str | None:
+        if self.segmenter == "none" or self.corpus.content in ("text", "label"):
+            return None
+        return f"segmenter must be none for corpus.content={self.corpus.content}"
+
 
 @dataclass
 class Summary:
@@ -77,6 +101,10 @@ class Summary:
     tokens: int = 0
     unknown: int = 0
     size: int = 0
+    target_tokens: int = 0
+    target_unknown: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    """Number of each label, in the order of the first documents that have them."""
     remarks: Counter[str] = field(default_factory=Counter)
 
     def add(self, encoded: Encoded) -> None:
@@ -85,11 +113,24 @@ class Summary:
         self.tokens += encoded.tokens
         self.unknown += encoded.unknown
         self.size += encoded.size
+        self.target_tokens += encoded.target_tokens
+        self.target_unknown += encoded.target_unknown
         self.remarks.update(encoded.remarks)
+
+    def number(self, encoded: Encoded) -> None:
+        """Put the numbers of labels in the whole corpus for those in the slice."""
+        if LABEL in encoded.columns:
+            found = [self.labels.setdefault(name, len(self.labels)) for name in encoded.labels]
+            column = encoded.columns[LABEL]
+            numbers = np.array(found, np.int32)[column.values]
+            encoded.columns[LABEL] = Ragged(numbers, column.lengths)
 
     def counts(self) -> dict[str, int]:
         """What the index of the shards records: nothing that depends on how the work was cut."""
         totals = {"sentences": self.sentences, "unknown tokens": self.unknown}
+        if self.target_tokens:
+            totals["target tokens"] = self.target_tokens
+            totals["unknown target tokens"] = self.target_unknown
         return totals | dict(sorted(self.remarks.items()))
 
     def lines(self, seconds: float) -> Iterator[str]:
@@ -98,6 +139,13 @@ class Summary:
         yield f"sentences       {self.sentences:,}"
         yield f"tokens          {self.tokens:,}"
         yield f"unknown tokens  {self.unknown:,} ({rate:.3%})"
+        if self.target_tokens:
+            rate = self.target_unknown / self.target_tokens
+            yield f"target tokens   {self.target_tokens:,} ({rate:.3%} unknown)"
+        if self.labels:
+            names = list(self.labels)
+            shown = ", ".join(names[:SHOWN_LABELS]) + ", ..." * (len(names) > SHOWN_LABELS)
+            yield f"labels          {len(names):,} ({shown})"
         yield f"text            {self.size:,} bytes"
         yield f"time            {duration(seconds)} ({self.size / 1e6 / seconds:.2f} MB/s)"
         for reason, count in sorted(self.remarks.items()):
@@ -116,26 +164,46 @@ def run_preprocess(config: PreprocessConfig) -> int:
         load_plugins(config.plugins)
         build_segmenter(config.segmenter)
         tokenizer = build_tokenizer(config.tokenizer)
-        writer = ShardWriter(
-            config.output,
-            tokenizer,
-            columns=text_columns(tokenizer.vocab_size, config.segmenter != "none"),
-            shard_tokens=config.shard_tokens,
-            overwrite=config.overwrite,
-        )
+        second = config.target_tokenizer
+        target = None if second is None else build_tokenizer(second)
+        writer = _writer(config, tokenizer, target)
         files = find_files(config.corpus)
-    factory = EncoderFactory(tokenizer, config.corpus, config.segmenter, tuple(config.plugins))
+        if config.corpus.content == "chat":
+            template = TEMPLATES[config.corpus.template](tokenizer)
+            if template.warning:
+                logger.warning(template.warning)
+    plugins = tuple(config.plugins)
+    factory = EncoderFactory(tokenizer, config.corpus, config.segmenter, plugins, target)
     try:
         with Interruption() as interruption, writer:
             with interruption.raised():
                 summary, seconds = _encode(config, files, factory, writer)
             writer.source = summary.counts()
+            writer.labels = list(summary.labels) if config.corpus.content == "label" else None
     except Interrupted as signalled:
         logger.warning("interrupted; %s was not written", config.output)
         return 128 + signalled.number
     print("\n".join(summary.lines(seconds)))
     print(f"output          {config.output}", flush=True)
     return 0
+
+
+def _writer(
+    config: PreprocessConfig, tokenizer: Tokenizer, target_tokenizer: Tokenizer | None
+) -> ShardWriter:
+    return ShardWriter(
+        config.output,
+        tokenizer,
+        columns=record_columns(
+            config.corpus.content,
+            tokenizer.vocab_size,
+            None if target_tokenizer is None else target_tokenizer.vocab_size,
+            has_words=config.segmenter != "none",
+        ),
+        target_tokenizer=target_tokenizer,
+        shard_tokens=config.shard_tokens,
+        overwrite=config.overwrite,
+    )
 
 
 def _encode(
@@ -150,6 +218,7 @@ def _encode(
     encoder = engine.map(factory, _all_slices(files, config.corpus))
     with Progress(sum(file.size for file in files)) as progress, closing(encoder):
         for encoded in encoder:
+            summary.number(encoded)
             writer.write(encoded.columns)
             summary.add(encoded)
             progress.add(encoded.consumed, encoded.documents)

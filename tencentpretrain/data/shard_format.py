@@ -2,10 +2,15 @@
 
 index.json        written last: format, counts, columns, sizes and checksums of all files
 tokenizer/        the tokenizer that made the ids
+target_tokenizer/ the tokenizer of the targets of pairs, if that is another one
 00000.tokens.npy  the values of the main column, all documents in a row
 00000.offsets.npy where each document begins in it, and where the last one ends [documents + 1]
 00000.sentences.npy, 00000.sentences.offsets.npy   another ragged column, with its own offsets
 00000.words.npy   a column along another one, here one bit for each token, eight to a byte
+
+Text has tokens and sentences, and maybe words. Pairs of texts have a ragged column "target"; one or
+two labelled texts are the sentences of a document with one value in the column "label";
+conversations, whose sentences are the turns, have a bit "supervised" for each token.
 """
 
 from __future__ import annotations
@@ -22,13 +27,24 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from tencentpretrain.data.checksum import file_checksum
+from tencentpretrain.data.corpora import Content
 from tencentpretrain.errors import DataError
 
 FORMAT_VERSION: Final = 1
 INDEX: Final = "index.json"
 TOKENIZER: Final = "tokenizer"
+TARGET_TOKENIZER: Final = "target_tokenizer"
 MAIN: Final = "tokens"
 """Column whose values are counted and which says where documents begin."""
+TARGET: Final = "target"
+"""Column of the ids of the second text of a pair."""
+LABEL: Final = "label"
+"""Column of the number of the label of a document."""
+SUPERVISED: Final = "supervised"
+"""Column of what is learned of a conversation, along the main one."""
+
+OPTIONAL: Final = ("target_vocab_size", "target_tokenizer", "labels")
+"""Keys of the index that only some directories have."""
 
 Array = NDArray[Any]
 Dtype = Literal["bit", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32"]
@@ -85,6 +101,12 @@ class Index(_Stored):
     """Counts of what the corpus held and what was left out, by name."""
     fingerprint: str
     """Equal where all values are equal."""
+    target_vocab_size: PositiveInt | None = None
+    """Ids of targets are below it; None where there is no such column."""
+    target_tokenizer: str | None = None
+    """Fingerprint of the tokenizer of the targets; None where it is that of the sources."""
+    labels: tuple[str, ...] | None = None
+    """What the numbers of labels stand for; None where there is no such column."""
 
 
 def values_name(shard: int, column: str) -> str:
@@ -112,9 +134,24 @@ def text_columns(vocab_size: int, has_words: bool = False) -> dict[str, Column]:
     return columns | ({"words": Column(dtype="bit", along=MAIN)} if has_words else {})
 
 
+def record_columns(
+    content: Content, vocab_size: int, target_vocab_size: int | None = None, has_words: bool = False
+) -> dict[str, Column]:
+    """Columns of a corpus of any content; those of tokenised text, and one more for records."""
+    columns = text_columns(vocab_size, has_words)
+    if content == "pair":
+        columns[TARGET] = Column(dtype=token_dtype(target_vocab_size or vocab_size))
+    if content == "label":
+        columns[LABEL] = Column(dtype="int32")
+    if content == "chat":
+        columns[SUPERVISED] = Column(dtype="bit", along=MAIN)
+    return columns
+
+
 def fingerprint_of(content: dict[str, Any]) -> str:
     """SHA-256 over everything that the values depend on."""
     parts = {key: content[key] for key in ("format", "vocab_size", "columns", "files", "tokenizer")}
+    parts |= {key: content[key] for key in OPTIONAL if key in content}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -156,12 +193,16 @@ def _check_index(path: Path, content: dict[str, Any], index: Index) -> None:
         (index.tokens, sum(shard.values.get(MAIN, -1) for shard in index.shards)),
     ]
     along = {column.along for column in index.columns.values() if column.along}
+    has_target, has_labels = TARGET in index.columns, LABEL in index.columns
     if (
         MAIN not in index.columns
         or not along <= {name for name, column in index.columns.items() if not column.along}
         or expected != set(index.files)
         or any(total != parts for total, parts in sums)
         or any(set(shard.values) != set(index.columns) for shard in index.shards)
+        or has_target != (index.target_vocab_size is not None)
+        or (index.target_tokenizer is not None and not has_target)
+        or has_labels != (index.labels is not None)
         or index.fingerprint != fingerprint_of(content)
     ):
         raise DataError(f"{path} is damaged (its parts disagree); preprocess the corpus again")

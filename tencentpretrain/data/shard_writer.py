@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from tencentpretrain.data.shard_format import (
     FORMAT_VERSION,
     INDEX,
     MAIN,
+    TARGET,
+    TARGET_TOKENIZER,
     TOKENIZER,
     Array,
     ArrayFile,
@@ -54,6 +56,8 @@ class ShardWriter:
         columns: what each document has; `text_columns` where None.
         vocab_size: ids of the main column are below it; that of the tokenizer where None.
         tokenizer: saved beside the shards.
+        target_tokenizer: that of the targets of pairs, if it is another one; saved too.
+        target_vocab_size: ids of targets are below it; that of their tokenizer where None.
         shard_tokens: a shard is closed behind the document that reaches this many tokens.
 
     Raises:
@@ -67,6 +71,8 @@ class ShardWriter:
         *,
         columns: Mapping[str, Column] | None = None,
         vocab_size: int | None = None,
+        target_tokenizer: Tokenizer | None = None,
+        target_vocab_size: int | None = None,
         shard_tokens: int = SHARD_TOKENS,
         overwrite: bool = False,
     ) -> None:
@@ -78,8 +84,14 @@ class ShardWriter:
         self.directory = directory
         self.columns = dict(columns or text_columns(vocab_size))
         self.vocab_size = vocab_size
+        if target_vocab_size is None and TARGET in self.columns:
+            target_vocab_size = target_tokenizer.vocab_size if target_tokenizer else vocab_size
+        self.target_vocab_size = target_vocab_size
         self.source: dict[str, int] = {}
+        self.labels: list[str] | None = None
+        """What the numbers of labels stand for; to be set where there are any."""
         self._tokenizer = tokenizer
+        self._target_tokenizer = target_tokenizer
         self._shard_tokens = shard_tokens
         self._shards: list[Shard] = []
         self._stored: dict[str, StoredFile] = {}
@@ -147,10 +159,12 @@ class ShardWriter:
 
     def _finish(self) -> None:
         self._close_shard()
-        if self._tokenizer is not None:
-            self._tokenizer.save(self._temporary / TOKENIZER)
-            _sync(self._temporary / TOKENIZER)
-        content = {
+        saved = {TOKENIZER: self._tokenizer, TARGET_TOKENIZER: self._target_tokenizer}
+        for name, tokenizer in saved.items():
+            if tokenizer is not None:
+                tokenizer.save(self._temporary / name)
+                _sync(self._temporary / name)
+        content: dict[str, Any] = {
             "format": FORMAT_VERSION,
             "documents": sum(shard.documents for shard in self._shards),
             "tokens": sum(shard.values[MAIN] for shard in self._shards),
@@ -161,6 +175,12 @@ class ShardWriter:
             "tokenizer": self._tokenizer and self._tokenizer.fingerprint,
             "source": self.source,
         }
+        optional = {
+            "target_vocab_size": self.target_vocab_size,
+            "target_tokenizer": self._target_tokenizer and self._target_tokenizer.fingerprint,
+            "labels": self.labels,
+        }
+        content |= {key: value for key, value in optional.items() if value is not None}
         content["fingerprint"] = fingerprint_of(content)
         with open(self._temporary / INDEX, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)

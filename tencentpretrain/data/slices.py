@@ -41,7 +41,7 @@ class Slice:
         offset: where `data` begins in the (uncompressed) file, in bytes.
         line: number of its first line, from 1.
         is_continued: whether it begins inside a document that was too long.
-        column: number of the TSV column to read.
+        columns: numbers of the TSV columns to read, in the order of `CorpusConfig.columns`.
         consumed: bytes on the disk that it stands for.
     """
 
@@ -51,7 +51,7 @@ class Slice:
     offset: int
     line: int
     is_continued: bool = False
-    column: int = 0
+    columns: tuple[int, ...] = ()
     gaps: tuple[Gap, ...] = ()
     consumed: int = 0
 
@@ -107,7 +107,7 @@ class _Cutter:
         self._offset = 0  # of the buffer in the stream
         self._line = 1
         self._consumed = 0
-        self._column = 0
+        self._columns: tuple[int, ...] = ()
         self._gaps: list[Gap] = []
         self._is_continued = False
 
@@ -139,7 +139,6 @@ class _Cutter:
             self._read_header()
 
     def _read_header(self) -> None:
-        path, column = self._file.path, self._config.column
         while b"\n" not in self._buffer and len(self._buffer) <= self._config.max_line_bytes:
             block = self._stream.readline(self._config.max_line_bytes)
             if not block:
@@ -147,13 +146,21 @@ class _Cutter:
             self._buffer += block
         header = self._buffer.partition(b"\n")[0]
         names = header.decode(errors="replace").strip("\r").split("\t")
-        if self._buffer and column not in names:
-            raise DataError(
-                f"{path} has no column `{column}`; {nearest(column, names)}; choose one with "
-                f"`corpus.column`"
-            )
-        self._column = names.index(column) if self._buffer else 0
+        required, optional = self._config.columns
+        for column in required if self._buffer else ():
+            if column not in names:
+                raise DataError(f"{self._file.path} has {self._lacking(column, names)}")
+        self._columns = tuple(names.index(c) for c in (*required, *optional) if c in names)
         self._drop(min(len(header) + 1, len(self._buffer)))
+
+    def _lacking(self, column: str, names: list[str]) -> str:
+        hint = f"no column `{column}`; {nearest(column, names)}; choose one with"
+        if self._config.content == "text":
+            return f"{hint} `corpus.column`"
+        return (
+            f"{hint} `corpus.fields`, or say `corpus.format=lines` if the first line of the file "
+            f"does not name columns"
+        )
 
     def _bound_line(self) -> None:
         """Leave out what an overlong line has beyond the byte that makes it so."""
@@ -205,7 +212,7 @@ class _Cutter:
             offset=self._offset,
             line=self._line,
             is_continued=self._is_continued,
-            column=self._column,
+            columns=self._columns,
             gaps=tuple(gap for gap in self._gaps if gap.position <= position),
             consumed=consumed,
         )

@@ -180,9 +180,7 @@ class CheckpointStore:
             self._remove_stale()
             make_directory(self.directory)
             partial.mkdir()
-            records = _write_parts(partial, tensors, files)
-            complete = manifest.model_copy(update={"files": records})
-            write_bytes(partial / MANIFEST, complete.to_bytes())
+            fill_checkpoint(partial, manifest, tensors, files)
             replaced = publish(partial, final)
         except OSError as error:
             self._discard(partial)
@@ -238,6 +236,22 @@ class CheckpointStore:
         # The error on its way says what matters; the next save removes what is left.
         with contextlib.suppress(OSError):
             delete(partial)
+
+
+def fill_checkpoint(
+    directory: Path,
+    manifest: Manifest,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    files: Mapping[str, Source],
+) -> None:
+    """Write all files of a checkpoint into the empty `directory`, the manifest last.
+
+    Raises:
+        OSError: if it cannot be written; a part of it may be left.
+    """
+    records = _write_parts(directory, tensors, files)
+    complete = manifest.model_copy(update={"files": records})
+    write_bytes(directory / MANIFEST, complete.to_bytes())
 
 
 def _check_names(tensors: Mapping[str, object], files: Mapping[str, object]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from tencentpretrain.errors import CheckpointError, before_start
+from tencentpretrain.train.base import model_tensors
 from tencentpretrain.train.callbacks.logging import duration
 from tencentpretrain.train.callbacks.saving import Checkpointer
 from tencentpretrain.train.load import state_tensors
@@ -60,7 +61,7 @@ def _compare(trainer: Trainer, saving: Checkpointer) -> None:
         "optimizer": optimizer_tensors(trainer.optimizer, trainer.model),
     }
     for stem, tensors in living.items():
-        stored = found.tensors(stem)
+        stored = model_tensors(found) if stem == "model" else found.tensors(stem)
         for name, tensor in tensors.items():
             if not torch.equal(stored[name], tensor.cpu()):
                 raise CheckpointError(f"`{name}` of the dry run was not read back as it was saved")

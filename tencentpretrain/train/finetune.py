@@ -27,6 +27,7 @@ from tencentpretrain.model import ModelConfig, build_model
 from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskExamples
 from tencentpretrain.tasks.inference import Machine, evaluate
 from tencentpretrain.tokenizers.base import TOKENIZERS, Tokenizer
+from tencentpretrain.train.base import model_tensors
 from tencentpretrain.train.callbacks.logging import JsonLines
 from tencentpretrain.train.dry_run import dry_run
 from tencentpretrain.train.load import load_weights
@@ -207,7 +208,7 @@ def report_test(plan: Plan, examples: TaskExamples) -> None:
     if newest is None or newest.step < plan.session.steps(plan.job.examples):
         return  # trainer.stop_after has ended the process, not the run
     best = open_checkpoint(run_dir)
-    load_weights(plan.job.model, best.tensors("model", plan.machine.device))
+    load_weights(plan.job.model, model_tensors(best, plan.machine.device))
     results = evaluate(plan.task, plan.job.model, examples, plan.machine, "test")
     values = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
     log.info(f"checkpoint of step {best.step} | {values}")

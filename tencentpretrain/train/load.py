@@ -42,13 +42,13 @@ class LoadReport:
         for kind in ("missing", "unexpected", "mismatched", "converted"):
             names = getattr(self, kind)
             if names:
-                parts.append(f"{len(names)} {kind}: {_listed(names)}")
+                parts.append(f"{len(names)} {kind}: {listed(names)}")
         return "; ".join(parts)
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, each tensor once, without copying."""
-    return {names[0]: tensor.detach() for tensor, names in _named(module)}
+    return {names[0]: tensor.detach() for tensor, names in named_tensors(module)}
 
 
 def load_weights(
@@ -71,7 +71,7 @@ def load_weights(
         CheckpointError: if a name is missing, unexpected or mis-shaped and not allowed, if tied
             names have different values, or if nothing matches at all.
     """
-    named = _named(module)
+    named = named_tensors(module)
     report = LoadReport()
     chosen = _match(named, tensors, report)
     _check_some(report, named, tensors)
@@ -85,6 +85,23 @@ def load_weights(
         for own, value in chosen:
             own.copy_(value)
     return report
+
+
+def named_tensors(module: nn.Module) -> Named:
+    """Every tensor of the model's state with all names it has."""
+    found: dict[int, tuple[Tensor, list[str]]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`{name}` of the model's state must be a tensor, but is {tensor!r}")
+        found.setdefault(id(tensor), (tensor, []))[1].append(name)
+    return list(found.values())
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of `names` for a message, and how many more there are."""
+    names = list(names)
+    more = f", ... ({len(names) - LISTED} more)" if len(names) > LISTED else ""
+    return ", ".join(f"`{name}`" for name in names[:LISTED]) + more
 
 
 def _match(
@@ -111,16 +128,6 @@ def _match(
     return chosen
 
 
-def _named(module: nn.Module) -> Named:
-    """Every tensor of the model's state with all names it has."""
-    found: dict[int, tuple[Tensor, list[str]]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"`{name}` of the model's state must be a tensor, but is {tensor!r}")
-        found.setdefault(id(tensor), (tensor, []))[1].append(name)
-    return list(found.values())
-
-
 def _misfit(value: Tensor, own: Tensor) -> str | None:
     if own.is_meta:
         raise ValueError("the model is on the meta device: give it memory before loading into it")
@@ -143,8 +150,8 @@ def _check_equal(value: Tensor, given: list[str], tensors: Mapping[str, Tensor])
 def _check_some(report: LoadReport, named: Named, tensors: Iterable[str]) -> None:
     """Whatever is allowed, a file of which nothing is used is the wrong one."""
     if not report.matched and (report.missing or report.mismatched):
-        wanted = _listed(names[0] for _, names in named[:3])
-        found = _listed(sorted(tensors)[:3]) or "none"
+        wanted = listed(names[0] for _, names in named[:3])
+        found = listed(sorted(tensors)[:3]) or "none"
         raise CheckpointError(
             f"0 of {len(named)} tensors match: is this the right model? "
             f"It has {wanted}, the file has {found}"
@@ -165,7 +172,7 @@ def _check_allowed(
         ]
         if refused:
             problems.append(
-                f"{len(refused)} {kind}: {_listed(refused)}; allow them by name "
+                f"{len(refused)} {kind}: {listed(refused)}; allow them by name "
                 f"with `allow_{kind}`, such as [{_pattern(refused[0])}]"
             )
     if problems:
@@ -182,9 +189,3 @@ def _pattern(name: str) -> str:
 
 def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f", ... ({len(names) - LISTED} more)" if len(names) > LISTED else ""
-    return ", ".join(f"`{name}`" for name in names[:LISTED]) + more

@@ -37,19 +37,42 @@ class OptimizerFactory(ABC):
         self.config = config
 
     def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Optimiser over the parameters of `model` that require gradients."""
+        """Optimiser over the parameters of `model` that require gradients.
+
+        A module may have `rate_factors`: factors of the learning rate by the names of its own
+        parameters.
+        """
+        factors = _rate_factors(model)
         trained = [p for p in model.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.dim() >= 2]
-        others = [p for p in trained if p.dim() < 2]
-        groups = [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        return self.build([group for group in groups if group["params"]])
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+        for parameter in trained:
+            kind = factors.get(id(parameter), 1.0), parameter.dim() >= 2
+            groups.setdefault(kind, []).append(parameter)
+        return self.build(
+            [
+                {
+                    "params": members,
+                    "lr": self.config.lr * factor,
+                    "weight_decay": self.config.weight_decay if decays else 0.0,
+                }
+                for (factor, decays), members in groups.items()
+                if members
+            ]
+        )
 
     @abstractmethod
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimiser over parameter `groups`."""
+
+
+def _rate_factors(model: nn.Module) -> dict[int, float]:
+    """Factors of learning rates by the identity of parameters."""
+    return {
+        id(module.get_parameter(name)): factor
+        for module in model.modules()
+        for name, factor in getattr(module, "rate_factors", {}).items()
+        if getattr(module, name, None) is not None
+    }
 
 
 OPTIMIZERS: Registry[OptimizerFactory] = Registry("optimiser", "tencentpretrain.train.optim")

@@ -28,6 +28,7 @@ from tencentpretrain.model import Model, ModelConfig, build_model
 from tencentpretrain.tasks.answers import answer_lines
 from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskExamples
 from tencentpretrain.tasks.inference import Machine, infer
+from tencentpretrain.train.base import model_tensors
 from tencentpretrain.train.callbacks.logging import duration
 from tencentpretrain.train.durable import DurableFile, sync_directory, temporary_name
 from tencentpretrain.train.finetune import TASK_FILE
@@ -35,7 +36,7 @@ from tencentpretrain.train.load import load_weights
 from tencentpretrain.train.precision import PrecisionName, resolve_precision
 from tencentpretrain.train.saved_checkpoint import Checkpoint, open_checkpoint
 from tencentpretrain.train.source import saved_config, saved_tokenizer
-from tencentpretrain.wrappers.base import WRAPPERS
+from tencentpretrain.wrappers.base import WRAPPERS, apply_wrappers
 
 log = logging.getLogger("tencentpretrain")
 
@@ -164,9 +165,8 @@ def load_predictor(checkpoint: Checkpoint, machine: Machine) -> Predictor:
     tokenizer = saved_tokenizer(checkpoint)
     vocabulary = 0 if tokenizer is None else tokenizer.vocab_size
     model = build_model(saved.model, vocabulary, machine.device)
-    for wrapper in saved.wrappers.values():
-        WRAPPERS.build(wrapper).apply(model)
-    load_weights(model, checkpoint.tensors("model", machine.device))
+    apply_wrappers(saved.wrappers, model)
+    load_weights(model, model_tensors(checkpoint, machine.device))
     log.info(f"{task.name} with the checkpoint {checkpoint.path}")
     return Predictor(task, model, Inputs(saved.model, tokenizer))
 

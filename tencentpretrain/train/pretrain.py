@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from collections.abc import Sequence
 
-from pydantic import Field
-
-from tencentpretrain.config import (
-    Config,
-    NonNegativeInt,
-    PathLike,
-    PositiveInt,
-    check,
-)
-from tencentpretrain.data.loader import evaluation_batches
-from tencentpretrain.data.objectives.base import OBJECTIVES, Objective
-from tencentpretrain.data.packing import split_documents
-from tencentpretrain.data.shards import ShardSet, open_shards
-from tencentpretrain.errors import DataError, before_start
+from tencentpretrain.config import ConfigError, check
+from tencentpretrain.errors import before_start
 from tencentpretrain.model import ModelConfig, build_model
-from tencentpretrain.train.callbacks.evaluation import evaluate_loss
 from tencentpretrain.train.dry_run import dry_run
 from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.session import Job, Session
-from tencentpretrain.train.trainer import Trainer
+from tencentpretrain.train.sources import PretrainData, Sources
 
 log = logging.getLogger("tencentpretrain")
-
-
-class PretrainData(Config):
-    """Where examples come from."""
-
-    path: PathLike | list[PathLike]
-    """Directory that preprocess.py wrote, or several made with one tokenizer."""
-    dev: PathLike | None = None
-    """Preprocessed documents to evaluate on; null holds out a share of data.path."""
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Share of the documents of data.path that is held out for evaluation."""
-    dev_examples: PositiveInt = 2000
-    """Greatest number of examples of one evaluation."""
-    workers: NonNegativeInt = 0
-    """Processes that make examples; 0 makes them in the training process."""
-    verify: bool = True
-    """Whether to compare all bytes of the shards with their checksums at the start."""
 
 
 class PretrainConfig(RunConfig):
@@ -60,6 +30,13 @@ class PretrainConfig(RunConfig):
             return "trainer.steps (or trainer.epochs) is required, but was not given"
         return None
 
+    @check("data", "model")
+    def _source_names_are_free(self) -> str | None:
+        taken = [name for name in self.data.mix if name in self.model.target]
+        if not taken:
+            return None
+        return f"data.mix must not name a source `{taken[0]}`: that is a target of the model"
+
     @check("model")
     def _has_objective(self) -> str | None:
         if self.model.objective is None:
@@ -71,56 +48,54 @@ class PretrainConfig(RunConfig):
 
 def run_pretrain(config: PretrainConfig) -> int:
     """Pre-train as `config` says; returns the exit code."""
+    assert config.model.objective is not None
     with before_start():
         session = Session(config)
-        shards = open_shards(config.data.path, verify=config.data.verify)
-        train, dev = make_objectives(config, shards)
-        model = build_model(config.model, shards.vocab_size, session.parallel.device, config.seed)
-        session.init_weights(model, shards.tokenizer_fingerprint)
-
-    def evaluate(trainer: Trainer) -> dict[str, float]:
-        if dev is None:
-            return {}
-        micro = config.trainer.micro_batch_size or config.trainer.batch_size
-        batches = evaluation_batches(dev, micro, config.data.dev_examples)
-        return evaluate_loss(trainer.model, batches, trainer)
-
-    fingerprints = {"data": shards.fingerprint, "tokenizer": shards.tokenizer_fingerprint}
-    if config.data.dev is not None:
-        fingerprints["dev data"] = open_shards(config.data.dev, verify=False).fingerprint
+        sources = Sources(config.data, config.model.objective, config.seed)
+        shards = sources.shards
+        target = sources.target_tokenizer
+        check_classes(config.model, sources.labels)
+        model = build_model(
+            config.model,
+            shards.vocab_size,
+            session.parallel.device,
+            config.seed,
+            target_vocabulary=None if target is None else target.vocab_size,
+        )
+        written = None if config.model.decoder is None else (target or shards.tokenizer())
+        session.init_weights(
+            model,
+            shards.tokenizer_fingerprint,
+            target_tokenizer=None if written is None else written.fingerprint,
+        )
+    micro = config.trainer.micro_batch_size or config.trainer.batch_size
     job = Job(
         model,
-        train,
-        evaluate,
+        sources.examples,
+        lambda trainer: sources.evaluate(trainer, micro),
         tokenizer=shards.tokenizer(),
-        fingerprints=fingerprints,
+        target_tokenizer=target,
+        fingerprints=sources.fingerprints(),
         workers=config.data.workers,
+        order=sources.order,
     )
     return dry_run(session, job) if config.dry_run else session.run(job)
 
 
-def make_objectives(config: PretrainConfig, shards: ShardSet) -> tuple[Objective, Objective | None]:
-    """Objectives over the documents of `shards` to train on and, if any, to evaluate on.
+def check_classes(model: ModelConfig, labels: Sequence[str]) -> None:
+    """Compare the classes of the target "classify" with the labels of the data.
 
     Raises:
-        DataError: if the shards are unusable, or not made for this model.
+        ConfigError: if a label has no class.
     """
-    tokenizer = shards.tokenizer()
-    objective = config.model.objective
-    assert objective is not None
-    dev_shards: ShardSet = shards
-    train_documents = dev_documents = None
-    if config.data.dev is not None:
-        dev_shards = open_shards(config.data.dev, verify=config.data.verify)
-        if dev_shards.tokenizer_fingerprint != shards.tokenizer_fingerprint:
-            raise DataError(
-                f"`{config.data.dev}` was made with another tokenizer than `{config.data.path}`; "
-                "preprocess both with one"
-            )
-    else:
-        train_documents, dev_documents = split_documents(shards.documents, config.data.holdout)
-    train = OBJECTIVES.build(objective, shards, tokenizer, config.seed, train_documents)
-    if config.data.dev is None and (dev_documents is None or len(dev_documents) == 0):
-        log.warning("no documents are held out: this run is not evaluated")
-        return train, None
-    return train, OBJECTIVES.build(objective, dev_shards, tokenizer, config.seed, dev_documents)
+    classes: int | None = getattr(model.target.get("classify"), "classes", None)
+    if classes is None or not labels or classes == len(labels):
+        return
+    shown = ", ".join(labels[:20]) + ", ..." * (len(labels) > 20)
+    if classes < len(labels):
+        message = f"must be {len(labels)}, the labels of the data ({shown}), but is {classes}"
+        raise ConfigError.at("model.target.classify.classes", message)
+    log.warning(
+        f"model.target.classify.classes={classes}, but the data has only {len(labels)} labels "
+        f"({shown})"
+    )

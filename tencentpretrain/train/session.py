@@ -13,11 +13,12 @@ from tencentpretrain.config import (
     ConfigError,
     Problem,
 )
-from tencentpretrain.data.loader import Examples, Loader
+from tencentpretrain.data.loader import Examples, Loader, Order
 from tencentpretrain.distributed.parallel import PARALLELS, Parallel
 from tencentpretrain.errors import CheckpointError, before_start
 from tencentpretrain.model import Model, parameter_count
 from tencentpretrain.tokenizers.base import Tokenizer
+from tencentpretrain.train.base import BASE, Base, base_of, open_base, plain_tensors
 from tencentpretrain.train.callbacks.base import CALLBACKS, Callback
 from tencentpretrain.train.callbacks.evaluation import Evaluate, Evaluator
 from tencentpretrain.train.callbacks.logging import Console, JsonLines, TensorBoard
@@ -29,7 +30,7 @@ from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.saved_checkpoint import find_latest
 from tencentpretrain.train.schedule import SCHEDULES, ScheduleConfig
 from tencentpretrain.train.trainer import Trainer
-from tencentpretrain.wrappers.base import WRAPPERS
+from tencentpretrain.wrappers.base import Wrapper, apply_wrappers
 from tencentpretrain.yaml_text import dump_yaml, load_yaml
 
 log = logging.getLogger("tencentpretrain")
@@ -56,9 +57,11 @@ class Job:
         score: Name of the result that decides which checkpoint is the best.
         mode: Whether small or great scores are good.
         tokenizer: Saved with every checkpoint; None where there is none.
+        target_tokenizer: The same of what a decoder writes, where that is another one.
         files: Further files of every checkpoint, by name.
         fingerprints: Of the data; a resumed run must have the same.
         workers: Processes that make examples.
+        order: Of the samples; None shuffles the examples in every epoch.
     """
 
     model: Model
@@ -67,9 +70,11 @@ class Job:
     score: str = "eval/loss"
     mode: Literal["min", "max"] = "min"
     tokenizer: Tokenizer | None = None
+    target_tokenizer: Tokenizer | None = None
     files: dict[str, bytes] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     workers: int = 0
+    order: Order | None = None
 
 
 class Session:
@@ -87,6 +92,8 @@ class Session:
         self.parallel: Parallel = PARALLELS.build(config.parallel)
         self.store = self._open_store(config.run_dir)
         self.found = self._find()
+        self.wrappers: list[Wrapper] = []
+        self._loaded: tuple[Checkpoint, frozenset[str]] | None = None
 
     def _open_store(self, run_dir: Path) -> CheckpointStore:
         rhythm = self.config.checkpoint
@@ -152,23 +159,43 @@ class Session:
         return steps
 
     def init_weights(
-        self, model: Model, tokenizer: str | None, allow: tuple[str, ...] = ()
+        self,
+        model: Model,
+        tokenizer: str | None,
+        allow: tuple[str, ...] = (),
+        target_tokenizer: str | None = None,
     ) -> None:
-        """Load the weights that `config.init` names, unless a run is continued.
+        """Load the weights that `config.init` names, unless a run is continued, and wrap the model.
 
         Args:
             model: Where to.
             tokenizer: Fingerprint of the one that makes the model's ids.
             allow: Patterns that may be missing or left over, beside the user's.
+            target_tokenizer: Fingerprint of the one of what a decoder writes, if there is any.
 
         Raises:
             CheckpointError: if the names or shapes do not fit, or the ids mean other tokens.
+            ConfigError: if a wrapper does not fit the model.
         """
-        if self.config.init == "none" or self.found is not None:
-            return
+        if self.config.init != "none" and self.found is None:
+            self._load_init(model, tokenizer, allow, target_tokenizer)
+        self._given()  # a base that is gone is better found now than after the start
+        self.wrappers = apply_wrappers(self.config.wrappers, model, self.config.seed)
+
+    def _load_init(
+        self,
+        model: Model,
+        tokenizer: str | None,
+        allow: tuple[str, ...],
+        target_tokenizer: str | None,
+    ) -> None:
         source = open_checkpoint(Path(self.config.init))
-        theirs = source.manifest.fingerprints.get("tokenizer")
-        if theirs not in (None, tokenizer) and not self.config.allow_other_tokenizer:
+        fingerprints = source.manifest.fingerprints
+        theirs = fingerprints.get("tokenizer")
+        written = fingerprints.get("target tokenizer", theirs)
+        is_other = theirs not in (None, tokenizer)
+        is_other |= target_tokenizer is not None and written not in (None, target_tokenizer)
+        if is_other and not self.config.allow_other_tokenizer:
             raise CheckpointError(
                 f"`{source.path}` was trained with another tokenizer than the data: the same ids "
                 "would mean other tokens; preprocess with its tokenizer, or accept that with "
@@ -176,25 +203,51 @@ class Session:
             )
         report = load_weights(
             model,
-            source.tensors("model"),
+            plain_tensors(source),
             allow_missing=[*allow, *self.config.allow_missing],
             allow_unexpected=[*allow, *self.config.allow_unexpected],
             allow_mismatched=self.config.allow_mismatched,
         )
+        self._loaded = source, frozenset(report.matched)
         log.info(f"init from {source.path}: {report}")
+
+    def _given(self) -> tuple[Checkpoint, frozenset[str]] | None:
+        """The checkpoint that the run started from, and the names of what it gave; None without.
+
+        A continued run knows it only where it depends on it.
+        """
+        if self.found is None:
+            return self._loaded
+        base = base_of(self.found)
+        return None if base is None else (open_base(self.found, base), frozenset(base.names))
+
+    def _base(self, model: Model, folder: Path) -> Base | None:
+        """What the checkpoints in `folder` refer to; None where they hold the whole model."""
+        given = self._given()
+        keeps = bool(self.wrappers) and all(wrapper.keeps_base for wrapper in self.wrappers)
+        if given is None or not keeps:
+            return None
+        source, names = given
+        kept = {name for name, p in model.named_parameters() if not p.requires_grad}
+        return Base.of(source, kept & names, folder)
 
     def trainer(self, job: Job, run_dir: Path) -> Trainer:
         """Put together a trainer that writes to `run_dir`, at the state that it was left in."""
         config, steps = self.config, self.steps(job.examples)
-        for wrapper in config.wrappers.values():
-            WRAPPERS.build(wrapper).apply(job.model)
         self.parallel.prepare(job.model)
         store = self.store if run_dir == config.run_dir else self._open_store(run_dir)
         store.mode = job.mode
+        base = self._base(job.model, store.directory)
         files: dict[str, bytes | Path] = {"config.yaml": self.config_bytes(), **job.files}
-        if job.tokenizer is not None:
-            files["tokenizer"] = run_dir / "tokenizer"
-        saving = Checkpointer(store, config.checkpoint, files, job.score, job.fingerprints)
+        tokenizers = {"tokenizer": job.tokenizer, "target_tokenizer": job.target_tokenizer}
+        saved = {name: found for name, found in tokenizers.items() if found is not None}
+        files |= {name: run_dir / name for name in saved}
+        if base is not None:
+            files[BASE] = base.to_bytes()
+        left_out = base.names if base else ()
+        saving = Checkpointer(
+            store, config.checkpoint, files, job.score, job.fingerprints, left_out
+        )
         every = config.trainer.eval_every or max(1, steps // 10)
         callbacks: list[Callback] = [
             Console(),
@@ -218,6 +271,7 @@ class Session:
                 workers=job.workers,
                 rank=self.parallel.rank,
                 world=self.parallel.world,
+                order=job.order,
             ),
             config.trainer,
             steps=steps,
@@ -229,8 +283,8 @@ class Session:
         if self.found is not None and run_dir == config.run_dir:
             self._check_fingerprints(self.found, job)
             saving.restore(trainer, self.found)
-        if job.tokenizer is not None:
-            job.tokenizer.save(run_dir / "tokenizer")
+        for name, tokenizer in saved.items():
+            tokenizer.save(run_dir / name)
         return trainer
 
     def _added_callbacks(self) -> list[Callback]:

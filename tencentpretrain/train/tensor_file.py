@@ -9,9 +9,9 @@ reading, where the input may be hostile, to the library. Nothing is ever pickled
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -43,6 +43,44 @@ _TYPES: Final = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_TYPES_READ: Final = {name: dtype for dtype, name in _TYPES.items()}
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors that are made when they are looked up, so that one at a time is in memory.
+
+    Args:
+        described: By name, on the meta device, with the shape and type of what will be made.
+        read: Makes the tensor of a name.
+    """
+
+    def __init__(self, described: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+        self.described = described
+        self._read = read
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> LazyTensors:
+        """Those that are in memory already."""
+        described = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        return cls(described, tensors.__getitem__)
+
+    def without(self, names: Iterable[str]) -> LazyTensors:
+        """All but those called `names`."""
+        left = self.described.keys() - set(names)
+        return LazyTensors({n: t for n, t in self.described.items() if n in left}, self._read)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.described:
+            raise KeyError(name)
+        made, described = self._read(name), self.described[name]
+        assert (made.shape, made.dtype) == (described.shape, described.dtype), name
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.described)
+
+    def __len__(self) -> int:
+        return len(self.described)
 
 
 def write_tensors(
@@ -51,18 +89,20 @@ def write_tensors(
     """Write `tensors` to the new file `path` and wait until they are on the disk.
 
     Equal tensors and metadata give equal bytes, whatever their order. Contiguous tensors in CPU
-    memory are not copied; from other devices one tensor at a time is.
+    memory are not copied; from other devices one tensor at a time is. `LazyTensors` are made one
+    after another.
 
     Raises:
         TypeError: if a tensor has a type or layout that the format cannot hold.
         OSError: if the file exists or cannot be written; a part of it may be left.
     """
-    for name, tensor in tensors.items():
-        _check(name, tensor)
+    described = tensors.described if isinstance(tensors, LazyTensors) else tensors
+    for name, tensor in described.items():
+        _check(name, tensor, is_described=tensors is not described)
     # Wide types first: then every tensor starts at a multiple of its width, as readers require.
-    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    ordered = sorted(described, key=lambda name: (-described[name].element_size(), name))
     with DurableFile(path) as file:
-        file.write(_header(tensors, ordered, metadata or {}))
+        file.write(_header(described, ordered, metadata or {}))
         for name in ordered:
             file.write(_raw(tensors[name]))
     return file.record
@@ -89,6 +129,24 @@ def read_tensors(
         raise CheckpointError(f"`{path}` is no readable safetensors file: {error}") from error
 
 
+def open_tensors(path: Path) -> LazyTensors:
+    """The tensors of a file, each a view of the mapped file when it is looked up.
+
+    Raises:
+        CheckpointError: if the file is absent or malformed.
+    """
+    try:
+        file: Any = safe_open(path, framework="pt")
+        described = {name: _described(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"`{path}` is no readable safetensors file: {error}") from error
+    return LazyTensors(described, file.get_tensor)
+
+
+def _described(piece: Any) -> Tensor:
+    return torch.empty(piece.get_shape(), dtype=_TYPES_READ[piece.get_dtype()], device="meta")
+
+
 def tensor_names(path: Path) -> list[str]:
     """Sorted names of the tensors in a file.
 
@@ -102,12 +160,12 @@ def tensor_names(path: Path) -> list[str]:
         raise CheckpointError(f"`{path}` is no readable safetensors file: {error}") from error
 
 
-def _check(name: str, tensor: Tensor) -> None:
+def _check(name: str, tensor: Tensor, is_described: bool = False) -> None:
     if name == "__metadata__":
         raise TypeError("a tensor must not be called `__metadata__`: the format reserves the name")
     if tensor.dtype not in _TYPES:
         raise TypeError(f"tensor `{name}` is of type {tensor.dtype}, which no safetensors file has")
-    if tensor.layout is not torch.strided or tensor.is_meta:
+    if tensor.layout is not torch.strided or (tensor.is_meta and not is_described):
         kind = "meta" if tensor.is_meta else str(tensor.layout)
         raise TypeError(f"tensor `{name}` must be dense and have values, but is {kind}")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tencentpretrain.data import documents
+from tencentpretrain.data import lines
+from tencentpretrain.data.documents import EMPTY
 from tencentpretrain.errors import DataError
 from tests.data.test_corpora import read, write
 
@@ -28,14 +29,14 @@ def test_undecodable_bytes_are_replaced_or_skipped(tmp_path: Path, remarks: Coun
     path = write(tmp_path / "a.txt", b"one\nb\xffd\ntwo\n")
     assert read(path, remarks=remarks, encoding_errors="replace") == [["one", "b\ufffdd", "two"]]
     assert read(path, remarks=remarks, encoding_errors="skip") == [["one", "two"]]
-    assert remarks == {documents.REPLACED: 1, documents.UNDECODABLE: 1}
+    assert remarks == {lines.REPLACED: 1, lines.UNDECODABLE: 1}
 
 
 @pytest.mark.parametrize("layout", ["sentences", "lines"])
 def test_nul_is_dropped_and_counted(tmp_path: Path, layout: str, remarks: Counter[str]) -> None:
     path = write(tmp_path / "a", b"a\0b\0\n")
     assert read(path, remarks=remarks, format=layout) == [["ab"]]
-    assert remarks == {documents.NUL: 2}
+    assert remarks == {lines.NUL: 2}
 
 
 @pytest.mark.parametrize("slice_bytes", [3, 50, 1 << 20])
@@ -53,7 +54,7 @@ def test_an_overlong_line_is_refused_or_left_out(
     policy = {"bad_lines": "skip", "encoding_errors": "skip"}
     found = read(path, slice_bytes, remarks, **policy, **keys)
     assert [text.strip() for document in found for text in document] == ["one", "two"]
-    assert remarks[documents.TOO_LONG] == 1
+    assert remarks[lines.TOO_LONG] == 1
 
 
 def test_a_hundred_megabyte_line_is_refused_at_once(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_text_in_one_piece_is_cut_at_its_newlines(tmp_path: Path, remarks: Cou
     rows = [json.dumps({"body": text}), json.dumps({"body": " \n"})]
     path = write(tmp_path / "a.jsonl", "\n".join(rows).encode())
     assert read(path, remarks=remarks, field="body") == [["one", "two", " three"]]
-    assert remarks == {documents.EMPTY: 1}
+    assert remarks == {EMPTY: 1}
     kept = [["one\n", "two\n", "\n", " three"]]
     assert read(path, field="body", keep_newlines=True) == kept
 
@@ -121,10 +122,10 @@ def test_newlines_are_kept_where_asked(tmp_path: Path) -> None:
 def test_overlong_sentences_are_cut_at_spaces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remarks: Counter[str]
 ) -> None:
-    monkeypatch.setattr(documents, "MAX_CHARACTERS", 10)
+    monkeypatch.setattr(lines, "MAX_CHARACTERS", 10)
     path = write(tmp_path / "a.txt", b"some words and averyveryverylongone\n")
     expected = ["some", " words", " and", " averyvery", "verylongon", "e"]
     for layout in ("sentences", "lines"):
         assert read(path, format=layout) == [expected]
     read(path, remarks=remarks)
-    assert remarks == {documents.CUT_SENTENCES: 5}
+    assert remarks == {lines.CUT_SENTENCES: 5}

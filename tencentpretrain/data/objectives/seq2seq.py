@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from tencentpretrain.config import PositiveInt
 from tencentpretrain.data.objectives.base import Example, Objective, ObjectiveConfig, supervision
@@ -24,6 +25,9 @@ class Seq2SeqObjective(Objective):
     """
 
     supervises = ("lm",)
+    reads_targets: ClassVar[bool] = False
+    """Whether the target row is the second text of a stored pair, which may have a tokenizer of its
+    own; otherwise it is made of the same text as the source."""
     config: Seq2SeqConfig
 
     def collate(self, examples: Sequence[Example]) -> Batch:

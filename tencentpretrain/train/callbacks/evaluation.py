@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ from tencentpretrain.model import Model
 from tencentpretrain.train.callbacks.base import Callback
 from tencentpretrain.train.meter import Meter
 from tencentpretrain.train.precision import autocast
-from tencentpretrain.types import Batch
+from tencentpretrain.types import Batch, Ratio, TargetOutput
 
 if TYPE_CHECKING:
     from tencentpretrain.train.trainer import Trainer
@@ -38,9 +38,39 @@ class Evaluator(Callback):
 
 def evaluate_loss(model: Model, batches: Iterable[Batch], trainer: Trainer) -> dict[str, float]:
     """Losses and metrics of `model` over `batches`, as ratios of sums over all of them."""
-    meter = Meter(model.target.weights, "eval", trainer.device)
+    return _measure(model, batches, trainer, "eval").read()
+
+
+def evaluate_mixture(
+    model: Model, sources: Mapping[str, tuple[Iterable[Batch], float]], trainer: Trainer
+) -> dict[str, float]:
+    """Losses and metrics over each source apart, and over all of them.
+
+    Args:
+        model: What is evaluated.
+        sources: Batches by name, and by how much their sums count in those over all.
+        trainer: Of the model.
+
+    Returns:
+        Results of a source as `eval/<source>/...`, those over all as `eval/...`.
+    """
+    results: dict[str, float] = {}
+    together = Meter(model.target.weights, "eval", trainer.device)
+    for name, (batches, factor) in sources.items():
+        meter = _measure(model, batches, trainer, f"eval/{name}")
+        results |= meter.read()
+        together.add(TargetOutput(_scaled(meter.losses, factor), _scaled(meter.metrics, factor)))
+    return together.read() | results
+
+
+def _measure(model: Model, batches: Iterable[Batch], trainer: Trainer, prefix: str) -> Meter:
+    meter = Meter(model.target.weights, prefix, trainer.device)
     model.eval()
     with torch.inference_mode(), autocast(trainer.dtype, trainer.device):
         for batch in batches:
             meter.add(model(batch.to(trainer.device)))
-    return meter.read()
+    return meter
+
+
+def _scaled(ratios: Mapping[str, Ratio], factor: float) -> dict[str, Ratio]:
+    return {name: Ratio(r.total * factor, r.count * factor) for name, r in ratios.items()}

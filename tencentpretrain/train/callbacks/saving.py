@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tencentpretrain.config import Config, PositiveInt
+from tencentpretrain.train.base import model_tensors
 from tencentpretrain.train.callbacks.base import Callback
 from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore
 from tencentpretrain.train.load import load_weights, state_tensors
@@ -43,6 +44,7 @@ class Checkpointer(Callback):
         files: Saved in each checkpoint: config.yaml, tokenizer and what a task learned.
         score: Evaluation result that decides which checkpoint is the best.
         fingerprints: What the state belongs to, by name.
+        left_out: Names of weights that another checkpoint holds, to which `files` refer.
     """
 
     order = 90
@@ -54,9 +56,10 @@ class Checkpointer(Callback):
         files: Mapping[str, bytes | Path],
         score: str,
         fingerprints: Mapping[str, str],
+        left_out: Iterable[str] = (),
     ) -> None:
         self.store, self.config, self.files = store, config, files
-        self.score, self.fingerprints = score, fingerprints
+        self.score, self.fingerprints, self.left_out = score, fingerprints, frozenset(left_out)
         self.best: float | None = None
         self.scored: tuple[int, float] | None = None
         self.saved_step = -1
@@ -85,10 +88,11 @@ class Checkpointer(Callback):
         if trainer.config.nonfinite == "raise":
             trainer.check_finite()
         score = self.scored[1] if self.scored and self.scored[0] == trainer.step else None
+        weights = state_tensors(trainer.model)
         path = self.store.save(
             trainer.step,
             {
-                "model": state_tensors(trainer.model),
+                "model": {n: t for n, t in weights.items() if n not in self.left_out},
                 "optimizer": optimizer_tensors(trainer.optimizer, trainer.model),
             },
             trainer.state_dict(),
@@ -110,7 +114,7 @@ class Checkpointer(Callback):
         if found is None:
             return
         # Tensors on the CPU are mapped from the files, so that none is held twice.
-        load_weights(trainer.model, found.tensors("model"))
+        load_weights(trainer.model, model_tensors(found))
         load_optimizer(trainer.optimizer, trainer.model, found.tensors("optimizer"))
         trainer.load_state_dict(found.state())
         # After a rollback the position in the data is new, and must be saved even if no step is.

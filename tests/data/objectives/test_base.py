@@ -14,7 +14,7 @@ NAMES = ["albert", "bert", "lm", "mlm"]
 
 
 def test_registered_names():
-    assert [*OBJECTIVES] == NAMES
+    assert {*NAMES} <= {*OBJECTIVES}
     assert OBJECTIVES.get("bert").supervises == ("mlm", "nsp")
     assert OBJECTIVES.get("albert").supervises == ("mlm", "sop")
     assert OBJECTIVES.get("mlm").supervises == ("mlm",)

@@ -1,0 +1,111 @@
+"""Several sources of examples, drawn from by weights."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from math import lcm
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tencentpretrain.data.loader import Examples, ShuffledEpochs
+from tencentpretrain.data.order import hash_int
+from tencentpretrain.data.packing import Integers
+from tencentpretrain.types import Batch
+
+TURN: Final = 0x7E4
+"""Part of the key of where the sequence of a source begins."""
+
+
+def source_key(name: str) -> int:
+    """A number for the keys of a source: what is drawn for it depends on its name alone."""
+    return int.from_bytes(name.encode())
+
+
+class Mixture:
+    """The examples of all sources, one source behind another; they are collated alike.
+
+    Args:
+        sources: examples by the name of their source.
+        weights: of the sources, in the same order; only their ratios count.
+        seed: of the order of samples.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, Examples], weights: Sequence[float], seed: int
+    ) -> None:
+        self._sources = [*sources.values()]
+        sizes = [len(examples) for examples in self._sources]
+        self._starts = [0, *np.cumsum(sizes).tolist()]
+        self.order = MixedOrder([*sources], sizes, weights, seed)
+        """Which example each sample of a run is."""
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def make(self, epoch: int, index: int) -> Any:
+        """Example `index` of all, in the `epoch` of its source."""
+        number = bisect_right(self._starts, index) - 1
+        return self._sources[number].make(epoch, index - self._starts[number])
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """As the first source does."""
+        return self._sources[0].collate(examples)
+
+
+class MixedOrder:
+    """Samples shared out among sources exactly by their weights, as evenly as can be.
+
+    Of n samples the first source, whose share is w, has those at which floor(n w + turn) grows. The
+    second has its part of the samples that are left in the same way, and so on. So how many
+    samples each source had before any sample is known without counting, and in any window of
+    samples it differs from the weights by no more than a few (Bresenham's line, source by source).
+    Sample c of a source is the example that sample c of a run on this source alone would be:
+    each goes through epochs of its own, in permutations of its own.
+
+    Args:
+        names: of the sources; the permutations are keyed by them.
+        sizes: examples of each source.
+        weights: of the sources; only their ratios count.
+        seed: of turns and permutations.
+    """
+
+    def __init__(
+        self, names: Sequence[str], sizes: Sequence[int], weights: Sequence[float], seed: int
+    ) -> None:
+        # As they are written, so that 0.7 and 0.3 are 7 and 3: sums of floats would not be exact.
+        exact = [Fraction(str(weight)) for weight in weights]
+        scale = lcm(*(weight.denominator for weight in exact))
+        self._shares = [int(weight * scale) for weight in exact]
+        self._lefts = [sum(self._shares[number:]) for number in range(len(exact))]
+        self._turns = [
+            hash_int(seed, TURN, source_key(name)) % left
+            for name, left in zip(names, self._lefts, strict=True)
+        ]
+        self._orders = [
+            ShuffledEpochs(size, seed, source_key(name))
+            for name, size in zip(names, sizes, strict=True)
+        ]
+        self._starts = np.cumsum([0, *sizes]).tolist()
+
+    def __call__(self, numbers: Integers) -> tuple[Integers, Integers]:
+        """Epoch and index, counted through all sources, of the samples `numbers` [N]."""
+        epochs, indices = np.empty_like(numbers), np.empty_like(numbers)
+        for source, (places, counts) in enumerate(self.share(numbers)):
+            epochs[places], inside = self._orders[source](counts)
+            indices[places] = inside + self._starts[source]
+        return epochs, indices
+
+    def share(self, numbers: Integers) -> Iterator[tuple[Integers, Integers]]:
+        """For each source: which of `numbers` [N] are its samples, and how many it had before."""
+        places = np.arange(len(numbers))
+        # Python's integers: products with weights of many digits exceed 64 bits.
+        counts: NDArray[np.object_] = numbers.astype(object)
+        for share, left, turn in zip(self._shares, self._lefts, self._turns, strict=True):
+            before = (counts * share + turn) // left
+            mine = ((counts + 1) * share + turn) // left > before
+            yield places[mine], before[mine].astype(np.int64)
+            places, counts = places[~mine], (counts - before)[~mine]
