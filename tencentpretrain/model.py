@@ -29,6 +29,7 @@ from tencentpretrain.layers.attention import Attention
 from tencentpretrain.layers.cache import Cache
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import TARGETS, Targets
+from tencentpretrain.targets.heads import VocabularyHead
 from tencentpretrain.types import (
     NOTHING,
     SRC,
@@ -129,7 +130,7 @@ class ModelConfig(Config):
     @check("target")
     def _target_names_are_free(self) -> str | None:
         for name in self.target:
-            if not name.isidentifier() or hasattr(Targets, name) or name == "weights":
+            if not name.isidentifier() or hasattr(Targets, name) or name in ("names", "weights"):
                 return f"a target must not be called `{name}`"
         return None
 
@@ -212,15 +213,20 @@ class Model(nn.Module):
             self.decoder = DECODERS.build(config.decoder, target_sizes)
         self.target = Targets(config.target, target_sizes)
 
-    def encode(self, batch: Batch) -> ModelOutput:
-        """Everything before the target; streams other than "tgt" share embedding and encoder."""
-        want = self.target.want
+    def encode(self, batch: Batch, want: Want = NOTHING) -> ModelOutput:
+        """Everything before the target; streams other than "tgt" share embedding and encoder.
+
+        Args:
+            batch: What is read.
+            want: What is asked for beside what the targets ask for.
+        """
+        want |= self.target.want
         encoded = {
             name: self.read(stream, want) for name, stream in batch.streams.items() if name != TGT
         }
         if self.decoder is None:
-            return ModelOutput(next(iter(encoded.values())), encoded)
-        return ModelOutput(self.decode(batch.streams[TGT], encoded[SRC], want), encoded)
+            return ModelOutput(next(iter(encoded.values())), encoded, want)
+        return ModelOutput(self.decode(batch.streams[TGT], encoded[SRC], want), encoded, want)
 
     def read(self, stream: Stream, want: Want = NOTHING, cache: Cache | None = None) -> Hidden:
         """Embed and encode one stream, or what follows on that which `cache` has read."""
@@ -286,13 +292,18 @@ def init_weights(model: Model, config: InitConfig) -> None:
     Raises:
         TypeError: if a module has parameters or buffers and no way to fill them.
     """
+    embeddings = (model.embedding, model.target_embedding)
+    tables = {id(p) for part in embeddings if part is not None for p in part.parameters()}
     for module in model.modules():
         own = getattr(module, "init_weights", None)
         usual = getattr(module, "reset_parameters", None)
+        std = config.std
+        if config.fan_in and isinstance(module, nn.Linear | VocabularyHead):
+            # An output layer that is tied to a table starts as the table does.
+            std = std if id(module.weight) in tables else module.weight.shape[1] ** -0.5
         if own is not None:
-            own(config.std)
+            own(std)
         elif isinstance(module, nn.Linear):
-            std = module.in_features**-0.5 if config.fan_in else config.std
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

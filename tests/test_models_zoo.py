@@ -1,115 +1,95 @@
 """Every model that is shipped: it is valid, has its published size, and trains when shrunk."""
 
 import re
-from typing import Any, NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
 
 from tencentpretrain.compose import compose
-from tencentpretrain.config import decode
+from tencentpretrain.config import ConfigError, decode
 from tencentpretrain.model import ModelConfig, build_model, parameter_count
 from tencentpretrain.model_files import families, find_model, model_names
 from tencentpretrain.train.optim import OPTIMIZERS
-from tests.helpers.models import MODELS, TINY, model_config, total_loss
-from tests.helpers.objectives import objective
-from tests.helpers.shards import SPECIALS, random_shards
+from tencentpretrain.types import Batch
+from tests.helpers.denoise import denoising
+from tests.helpers.models import MODELS, model_config, total_loss
+from tests.helpers.records import WORDS, record_objective, record_shards, some_pairs, vocabulary
+from tests.helpers.shards import random_shards
+from tests.helpers.zoo import PUBLISHED, count, shipped, shrunk
 
-
-class Published(NamedTuple):
-    """What the sources say: entries, parameters in millions, width, layers, heads."""
-
-    vocabulary: int
-    millions: float
-    hidden: int
-    layers: int
-    heads: int
-    tolerance: float = 0.005
-
-
-PUBLISHED = {
-    "albert/base": Published(30000, 12, 768, 12, 12, 0.02),
-    "albert/large": Published(30000, 18, 1024, 24, 16, 0.01),
-    "albert/xlarge": Published(30000, 60, 2048, 24, 16, 0.02),
-    # The paper counts 235; its released weights hold 223.
-    "albert/xxlarge": Published(30000, 223, 4096, 12, 64),
-    "bert/tiny": Published(30522, 4.4, 128, 2, 2, 0.01),
-    "bert/mini": Published(30522, 11.3, 256, 4, 4),
-    "bert/small": Published(30522, 29.1, 512, 4, 8),
-    "bert/medium": Published(30522, 41.7, 512, 8, 8),
-    "bert/base": Published(30522, 110.106428, 768, 12, 12, 1e-9),
-    "bert/large": Published(30522, 336.226108, 1024, 24, 16, 1e-9),
-    "bert/xlarge": Published(21128, 1057.9, 1536, 36, 24),
-    "bert_wwm/base": Published(21128, 102.882442, 768, 12, 12, 1e-9),
-    "bert_wwm/large": Published(21128, 326, 1024, 24, 16),
-    "distilbert/base": Published(30522, 66.985530, 768, 6, 12, 1e-9),
-    "gpt2/tiny": Published(50257, 6.86, 128, 2, 2),
-    "gpt2/mini": Published(50257, 30.04, 384, 6, 6),
-    "gpt2/distil": Published(50257, 81.912576, 768, 6, 12, 1e-9),
-    "gpt2/small": Published(50257, 124.439808, 768, 12, 12, 1e-9),
-    "gpt2/medium": Published(50257, 354.823168, 1024, 24, 16, 1e-9),
-    "gpt2/large": Published(50257, 774.030080, 1280, 36, 20, 1e-9),
-    "gpt2/xlarge": Published(50257, 1557.611200, 1600, 48, 25, 1e-9),
-    "megatron/bert_3.9b": Published(30522, 3900, 2560, 48, 40, 0.01),
-    "megatron/gpt2_8.3b": Published(50257, 8300, 3072, 72, 24),
-    "minilm/l6-h384": Published(30522, 22.7, 384, 6, 12),
-    "minilm/l12-h384": Published(30522, 33.4, 384, 12, 12),
-    "roberta/tiny": Published(50265, 6.96, 128, 2, 2),
-    "roberta/mini": Published(50265, 16.3, 256, 4, 4),
-    "roberta/distil": Published(50265, 82, 768, 6, 12),
-    # The released tables hold three more rows: two unused positions and the only segment.
-    "roberta/base": Published(50265, 124.697433 - 3 * 768e-6, 768, 12, 12, 1e-9),
-    "roberta/large": Published(50265, 355.412057 - 3 * 1024e-6, 1024, 24, 16, 1e-9),
-    "xlm_r/base": Published(250002, 278.295186 - 3 * 768e-6, 768, 12, 12, 1e-9),
-    "xlm_r/large": Published(250002, 560.142482 - 3 * 1024e-6, 1024, 24, 16, 1e-9),
-}
 NAMES = model_names([MODELS])
 ONE_OF_EACH = [f"{family}/{sizes[0]}" for family, sizes in families(NAMES).items()]
-ONE_OF_EACH += ["megatron/gpt2_8.3b"]
+ONE_OF_EACH += ["megatron/gpt2_8.3b", "mistral/7b_v0.3", "t5/3b", "llama2/70b", "qwen2/7b"]
+WORD, TARGET_WORD = "embedding.word.weight", "target_embedding.word.weight"
+LM, MLM = "target.lm.output.weight", "target.mlm.output.weight"
+UNTIED = {"elmo", "gated_cnn", "rnn", "sbert", "siamese"}
+UNTIED |= {"llama", "llama2", "llama3", "llama3_1", "mistral", "qwen2/7b", "qwen3/8b"}
+every_model = pytest.mark.parametrize("name", NAMES)
+INHERITING = ["bert_wwm/base", "distilbert/base", "gpt2/tiny", "llama3_1/8b", "llama3_2/1b"]
+INHERITING += ["megatron/gpt2_8.3b", "mistral/7b_v0.1", "t5_v1_1/small", "transformer/big"]
+each_kind = pytest.mark.parametrize("name", ONE_OF_EACH)
 
 
-def every_model(function: Any) -> Any:
-    return pytest.mark.parametrize("name", NAMES)(function)
-
-
-def count(config: ModelConfig, vocabulary: int) -> int:
-    """Parameters by arithmetic, from the sizes alone."""
-    encoder: Any = config.encoder
-    d, f = config.hidden, encoder.ffn or 4 * config.hidden
-    e = config.embedding.size or d
-    parts: Any = config.embedding.parts
-    rows = vocabulary + parts["position"].length + (2 if "segment" in parts else 0)
-    total = rows * e + (2 * e if config.embedding.norm == "layer" else 0)
-    total += e * d + d if e != d else 0
-    block = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 2 * 2 * d
-    total += block * (1 if encoder.share_blocks else encoder.layers)
-    total += 2 * d if encoder.norm_order == "pre" else 0
-    for name in config.target:
-        if name == "mlm":
-            total += d * e + e + 2 * e + vocabulary
-        elif name in ("nsp", "sop"):
-            total += d * d + d + 2 * d + 2
-    return total
+@cache
+def built(name: str) -> tuple[int, set[frozenset[str]]]:
+    """Parameters of the model `name` with its published entries, and which names share one."""
+    model = build_model(shipped(name), PUBLISHED[name].vocabulary, "meta")
+    owners: dict[Tensor, set[str]] = {}
+    for owner, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, set()).add(owner)
+    return parameter_count(model), {frozenset(names) for names in owners.values() if len(names) > 1}
 
 
 def test_every_model_is_known_here_and_there_are_enough() -> None:
     assert set(NAMES) == set(PUBLISHED)
-    assert len(NAMES) >= 24
     fixed = {"bert": ["tiny", "mini", "small", "medium", "base", "large"]}
     fixed["gpt2"] = ["tiny", "small", "medium", "large", "xlarge"]
-    for family, sizes in fixed.items():
-        assert {f"{family}/{size}" for size in sizes} <= set(NAMES)
+    fixed["t5"] = ["small", "base", "large", "3b", "11b"]
+    fixed["t5_v1_1"] = ["small", "base", "large", "xlarge", "xxlarge"]
+    fixed |= {"bart": ["base", "large"], "pegasus": ["base", "large"]}
+    fixed |= {"transformer": ["base", "big"], "sbert": ["base", "large"]}
+    fixed |= {"llama": ["7b", "13b", "33b", "65b"], "llama2": ["7b", "13b", "70b"]}
+    fixed |= {"llama3": ["8b", "70b"], "llama3_2": ["1b", "3b"], "mistral": ["7b_v0.1"]}
+    fixed |= {"bloom": ["1b1", "7b1", "176b"], "modernbert": ["base", "large"]}
+    fixed |= {"qwen2": ["0.5b", "1.5b", "7b"], "qwen3": ["0.6b", "1.7b", "4b", "8b"]}
+    assert {f"{family}/{size}" for family in fixed for size in fixed[family]} <= set(NAMES)
 
 
 @every_model
 def test_sizes_and_parameter_counts_are_the_published_ones(name: str) -> None:
-    published, config = PUBLISHED[name], model_config(name)
-    encoder: Any = config.encoder
-    sizes = (config.hidden, encoder.layers, encoder.heads)
-    assert sizes == (published.hidden, published.layers, published.heads)
-    parameters = parameter_count(build_model(config, published.vocabulary, "meta"))
+    published, config = PUBLISHED[name], shipped(name)
+    for stack in filter(None, (config.encoder, config.decoder)):
+        keys: Any = stack
+        sizes = (config.hidden, keys.layers, getattr(keys, "heads", 0))
+        assert sizes == (published.hidden, published.layers, published.heads)
+    parameters, _ = built(name)
     assert parameters == count(config, published.vocabulary)
     assert parameters / 1e6 == pytest.approx(published.millions, rel=published.tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "millions", "tolerance"),
+    [
+        ("pegasus/base", 32000, 223, 0.005),
+        ("transformer/base", 37000, 65, 0.03),
+        ("transformer/big", 37000, 213, 0.01),
+        ("bloom/176b", 250880, 176247, 0.005),
+        ("t5/base", 32128, 220, 0.02),
+        ("t5/small", 32128, 60, 0.02),
+        ("modernbert/base", 50368, 149, 0.005),
+        ("modernbert/large", 50368, 395, 0.005),
+    ],
+)
+def test_papers_count_the_same(
+    name: str, vocabulary: int, millions: float, tolerance: float
+) -> None:
+    """The Transformer of the paper has one table for both languages."""
+    ties = {TARGET_WORD: WORD} if name.startswith("transformer/") else {}
+    config = model_config(name, {"ties": ties})
+    assert count(config, vocabulary) / 1e6 == pytest.approx(millions, rel=tolerance)
 
 
 @every_model
@@ -122,42 +102,61 @@ def test_the_first_line_says_what_it_is_with_count_and_source(name: str) -> None
     millions = float(found[1]) * (1000 if found[2] == "B" else 1)
     vocabulary = int(found[3].replace(",", ""))
     assert vocabulary == PUBLISHED[name].vocabulary
-    assert millions == pytest.approx(count(model_config(name), vocabulary) / 1e6, rel=0.01)
+    assert millions == pytest.approx(count(shipped(name), vocabulary) / 1e6, rel=0.01)
 
 
 @every_model
 def test_a_config_is_rebuilt_from_its_plain_data(name: str) -> None:
-    config = model_config(name)
-    assert decode(ModelConfig, config.to_dict()) == config
+    assert decode(ModelConfig, shipped(name).to_dict()) == shipped(name)
 
 
 @every_model
-def test_output_layers_are_tied_to_the_word_table(name: str) -> None:
-    model = build_model(model_config(name), 100, "meta")
-    target = model.target["lm" if "lm" in model.target.weights else "mlm"]
-    assert target.get_submodule("output").weight is model.embedding.get_parameter("word.weight")
+def test_tables_of_words_are_shared_as_published(name: str) -> None:
+    family = name.split("/")[0]
+    expected = {frozenset({WORD, MLM if "mlm" in shipped(name).target else LM})}
+    if {family, name} & UNTIED:
+        expected = set()
+    elif family in ("t5", "bart", "pegasus"):
+        expected = {frozenset({WORD, TARGET_WORD, LM})}
+    elif family == "t5_v1_1":
+        expected = {frozenset({WORD, TARGET_WORD})}
+    elif family == "transformer":
+        expected = {frozenset({TARGET_WORD, LM})}
+    _, shared = built(name)
+    assert shared == expected
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", INHERITING)
 def test_the_command_line_composes_the_same(name: str) -> None:
     composed = compose("pretrain", [f"model={name}"])
     assert not composed.problems
-    assert decode(ModelConfig, composed.data["model"]) == model_config(name)
+    assert decode(ModelConfig, composed.data["model"]) == shipped(name)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_shrunk_models_train_on_their_own_objective(name: str) -> None:
-    small = {"embedding": {"parts": {"position": {"length": 32}}}, "objective": {"length": 32}}
-    narrow = {"embedding": {"size": 8}} if name.startswith("albert") else {}
-    config = model_config(name, TINY, small, narrow)
+def own_batch(config: ModelConfig, folder: Path) -> tuple[Batch, int, int]:
+    """A batch of the objective of `config`, and the entries of both its vocabularies."""
     assert config.objective is not None
-    shards = random_shards(8)
-    values = config.objective.model_dump(exclude={"name"})
-    made = objective(config.objective.name, shards, **values)
-    model = build_model(config, shards.tokens + SPECIALS).train()
+    name, values = config.objective.name, config.objective.model_dump(exclude={"name"})
+    if name not in ("translate", "pairs"):
+        made = denoising(name, random_shards(8), **values)
+        sizes = (made.tokenizer.vocab_size,) * 2
+    else:
+        other = {"name": "space", "vocab": str(vocabulary(folder, "other", WORDS))}
+        keys = {"target_tokenizer": other} if name == "translate" else {}
+        shards = record_shards(folder, "pair", some_pairs([(9, 5), (3, 7), (6, 2)]), **keys)
+        made = record_objective(name, shards, **values)
+        sizes = shards.tokenizer().vocab_size, shards.target_tokenizer().vocab_size
+    return made.collate([made.make(0, index) for index in range(len(made))]), *sizes
+
+
+@each_kind
+def test_shrunk_models_train_on_their_own_objective(name: str, tmp_path: Path) -> None:
+    config = shrunk(name)
+    batch, entries, target_entries = own_batch(config, tmp_path)
+    model = build_model(config, entries, target_vocabulary=target_entries).train()
     optimizer = OPTIMIZERS.build(decode(OPTIMIZERS.config_class("adamw"), {"name": "adamw"}))(model)
-    batch = made.collate([made.make(0, index) for index in range(len(made))])
-    assert set(batch.labels) == set(config.target)
+    assert set(batch.labels) == set(config.target) - {"contrast"}
+    assert ("tgt" in batch.streams) == (config.decoder is not None)
     losses: list[Tensor] = []
     for _ in range(2):
         losses.append(total_loss(model(batch)).detach())
@@ -168,36 +167,27 @@ def test_shrunk_models_train_on_their_own_objective(name: str) -> None:
     assert float(losses[1]) != float(losses[0])
 
 
-KEYS: dict[str, dict[str, Any]] = {
-    "bert": {"norm_order": "post", "norm_eps": 1e-12, "activation": "gelu", "dropout": 0.1},
-    "roberta": {"norm_order": "post", "norm_eps": 1e-5, "activation": "gelu", "dropout": 0.1},
-    "albert": {
-        "norm_order": "post",
-        "norm_eps": 1e-12,
-        "activation": "gelu_tanh",
-        "dropout": 0.0,
-        "share_blocks": True,
-    },
-    "gpt2": {
-        "norm_order": "pre",
-        "norm_eps": 1e-5,
-        "activation": "gelu_tanh",
-        "dropout": 0.1,
-        "mask": "causal",
-    },
-}
+def test_translation_has_a_table_for_each_language() -> None:
+    model = build_model(shipped("transformer/base"), 50, "meta", target_vocabulary=70)
+    assert model.get_parameter(WORD).shape == (50, 512)
+    assert model.get_parameter(LM).shape == (70, 512)
 
 
-@pytest.mark.parametrize("family", KEYS)
-def test_families_have_their_published_hyperparameters(family: str) -> None:
-    for name in (name for name in NAMES if name.startswith(f"{family}/")):
-        config = model_config(name)
-        encoder = config.encoder.model_dump()
-        assert {key: encoder[key] for key in KEYS[family]} == KEYS[family]
-        assert config.embedding.dropout == encoder["dropout"]
-        assert config.init.std == 0.02
-        assert config.init.scale_residual == (family == "gpt2")
-        if "mlm" in config.target:
-            mlm = config.target["mlm"].model_dump()
-            assert mlm["norm_eps"] == encoder["norm_eps"] == config.embedding.norm_eps
-            assert mlm["activation"] == encoder["activation"]
+@pytest.mark.parametrize(
+    ("name", "objective", "message"),
+    [
+        ("bart/base", {"target_length": 1025}, r"objective.target_length must be at most "
+         r"target_embedding.parts.position.length=1024, but is 1025"),
+        ("bart/base", {"length": 1025, "target_length": 1025}, r"objective.length must be at most "
+         r"embedding.parts.position.length=1024, but is 1025"),
+        ("gpt2/small", {"name": "t5"}, r"objective.name=t5 .* needs a decoder"),
+        ("pegasus/base", {"name": "lm"}, r"objective.name=lm .* which the decoder reads"),
+    ],
+)  # fmt: skip
+def test_objectives_that_do_not_fit_a_decoder_are_refused(
+    name: str, objective: dict[str, Any], message: str
+) -> None:
+    data = model_config(name).to_dict()
+    changed = objective if "name" in objective else data["objective"] | objective
+    with pytest.raises(ConfigError, match=message):
+        decode(ModelConfig, data | {"objective": changed})

@@ -72,6 +72,8 @@ def _open(content: bytes) -> tokenizers.Tokenizer:
     # Published files may cut and fill up texts; how long a row is, is not the tokenizer's matter.
     rust.no_truncation()
     rust.no_padding()
+    # A text that spells a special token does not become it: data must not forge markers.
+    rust.encode_special_tokens = True
     return rust
 
 

@@ -380,3 +380,14 @@ def test_what_is_no_saved_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "t" / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json is missing"):
         load_tokenizer(tmp_path / "t")
+
+
+def test_added_tokens_of_a_json_file_are_not_forged_by_a_text(tmp_path: Path) -> None:
+    rust = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    rust.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    rust.add_special_tokens(["<|im_end|>"])
+    path = tmp_path / "tokenizer.json"
+    rust.save(str(path))
+    tokenizer = build("json", path)
+    assert tokenizer.id("<|im_end|>") == 2
+    assert tokenizer.encode("a <|im_end|> a") == [1, 0, 1]
