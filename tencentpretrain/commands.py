@@ -113,5 +113,140 @@ _ALL = (
             "checkpoint=runs/a data.test=test.tsv output=predictions.tsv --cfg job",
         ),
     ),
+    Command(
+        name="convert",
+        script="python scripts/convert.py",
+        summary="Convert a model of transformers, TencentPretrain or UER-py to one of ours, or back.",
+        config="tencentpretrain.convert.command:ConvertConfig",
+        run="tencentpretrain.convert.command:run_convert",
+        examples=(
+            "from=bert-base-uncased to=models/bert",
+            "from=runs/reviews to=exported dtype=bfloat16",
+            "from=bert.bin config=base_config.json tokenizer=wordpiece tokenizer.vocab=vocab.txt "
+            "to=models/old",
+        ),
+    ),
+    Command(
+        name="cloze",
+        script="python scripts/cloze.py",
+        summary="Fill the gaps in texts with the likeliest words.",
+        config="tencentpretrain.tools.cloze:ClozeConfig",
+        run="tencentpretrain.tools.cloze:run_cloze",
+        examples=(
+            "checkpoint=runs/bert text='The capital of France is [MASK].'",
+            "checkpoint=runs/bert input=texts.txt output=words.jsonl top=10",
+            "checkpoint=runs/bert input=texts.txt batch_size=64 precision=fp32",
+        ),
+    ),
+    Command(
+        name="extract",
+        script="python scripts/extract.py",
+        summary="Extract vectors of texts, or of the entries of the vocabulary.",
+        config="tencentpretrain.tools.extract:ExtractConfig",
+        run="tencentpretrain.tools.extract:run_extract",
+        examples=(
+            "checkpoint=runs/bert input=texts.txt output=vectors.npy pooling=mean layer=-2",
+            "checkpoint=runs/bert input=texts.txt output=vectors.npy pooling=mean "
+            "fit_whitening=whitening.safetensors dimensions=256",
+            "checkpoint=runs/bert what=words output=words.txt",
+        ),
+    ),
+    Command(
+        name="neighbours",
+        script="python scripts/neighbours.py",
+        summary="List the entries of the vocabulary that are most like given words.",
+        config="tencentpretrain.tools.neighbours:NeighboursConfig",
+        run="tencentpretrain.tools.neighbours:run_neighbours",
+        examples=(
+            "checkpoint=runs/bert words=[paris,king]",
+            "checkpoint=runs/bert words=[bank] text='the bank of the river' top=20",
+            "checkpoint=runs/bert words=[bank] text='money in the bank' candidates=1000",
+        ),
+    ),
+    Command(
+        name="average",
+        script="python scripts/average.py",
+        summary="Average the weights of checkpoints of one model.",
+        config="tencentpretrain.tools.average:AverageConfig",
+        run="tencentpretrain.tools.average:run_average",
+        examples=(
+            "run_dir=runs/bert last=5 output=runs/bert_mean",
+            "'checkpoints=[runs/seed1,runs/seed2,runs/seed3]' output=runs/soup",
+            "run_dir=runs/bert output=runs/bert_mean overwrite=true",
+        ),
+    ),
+    Command(
+        name="adapt_vocab",
+        script="python scripts/adapt_vocab.py",
+        summary="Give a trained model another vocabulary; entries that both have keep their rows.",
+        config="tencentpretrain.tools.adapt_vocab:AdaptVocabConfig",
+        run="tencentpretrain.tools.adapt_vocab:run_adapt_vocab",
+        examples=(
+            "checkpoint=runs/bert tokenizer=wordpiece tokenizer.vocab=new output=runs/adapted",
+            "checkpoint=runs/bert tokenizer=json tokenizer.vocab=t.json output=runs/adapted "
+            "new_entries=random",
+            "checkpoint=runs/gpt2 tokenizer=bpe tokenizer.vocab=grown output=runs/grown",
+        ),
+    ),
+    Command(
+        name="export",
+        script="python scripts/export.py",
+        summary="Write a model without its training, to be handed on.",
+        config="tencentpretrain.tools.export:ExportConfig",
+        run="tencentpretrain.tools.export:run_export",
+        examples=(
+            "checkpoint=runs/bert output=exported/bert",
+            "checkpoint=runs/reviews output=exported/reviews precision=bf16",
+            "checkpoint=runs/bert/checkpoints/step_00001000 output=exported/bert overwrite=true",
+        ),
+    ),
+    Command(
+        name="merge_adapter",
+        script="python scripts/merge_adapter.py",
+        summary="Fold an adapter into the model that it adapts.",
+        config="tencentpretrain.tools.merge_adapter:MergeAdapterConfig",
+        run="tencentpretrain.tools.merge_adapter:run_merge_adapter",
+        examples=(
+            "checkpoint=runs/lora output=runs/merged",
+            "checkpoint=runs/lora base=moved/bert output=runs/merged",
+            "checkpoint=runs/lora/checkpoints/step_00001000 output=runs/merged overwrite=true",
+        ),
+    ),
+    Command(
+        name="convert_adapter",
+        script="python scripts/convert_adapter.py",
+        summary="Convert an adapter of ours for the peft library, or one of peft for us.",
+        config="tencentpretrain.convert.peft:ConvertAdapterConfig",
+        run="tencentpretrain.convert.peft:run_convert_adapter",
+        examples=(
+            "checkpoint=runs/lora output=adapters/lora base_name=bert-base-uncased",
+            "adapter=adapters/lora base=models/bert output=runs/lora",
+            "adapter=adapters/lora base=models/roberta family=roberta output=runs/lora",
+        ),
+    ),
+    Command(
+        name="perplexity",
+        script="python scripts/perplexity.py",
+        summary="Measure how well a causal model predicts a text.",
+        config="tencentpretrain.evaluation.perplexity:PerplexityConfig",
+        run="tencentpretrain.evaluation.perplexity:run_perplexity",
+        examples=(
+            "checkpoint=runs/gpt2 input=test.txt",
+            "checkpoint=runs/gpt2 input=test.txt documents=lines bos=true stride=64",
+            "checkpoint=runs/gpt2 input=book.txt documents=text output=perplexity.json",
+        ),
+    ),
+    Command(
+        name="generate",
+        script="python scripts/generate.py",
+        summary="Write texts with a model.",
+        config="tencentpretrain.tools.generate:GenerateConfig",
+        run="tencentpretrain.tools.generate:run_generate",
+        examples=(
+            "checkpoint=runs/gpt2 prompt='Once upon a time' temperature=0.8 top_p=0.95",
+            "checkpoint=runs/zh_en input=source.txt output=target.txt beams=4 max_new_tokens=200",
+            "checkpoint=runs/chat template=chatml input=prompts.jsonl output=answers.jsonl",
+        ),
+    ),
 )
 COMMANDS: Final[dict[str, Command]] = {command.name: command for command in _ALL}

@@ -179,7 +179,7 @@ def prepare(config: FinetuneConfig) -> Plan:
         fingerprints=_fingerprints(task, config, tokenizer),
         workers=config.data.workers,
     )
-    return Plan(session, job, task, machine, test)
+    return Plan(session, session.accompany(job), task, machine, test)
 
 
 def resolve(config: FinetuneConfig, model: ModelConfig, examples: int) -> FinetuneConfig:

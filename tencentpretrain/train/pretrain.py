@@ -68,17 +68,18 @@ def run_pretrain(config: PretrainConfig) -> int:
             shards.tokenizer_fingerprint,
             target_tokenizer=None if written is None else written.fingerprint,
         )
-    micro = config.trainer.micro_batch_size or config.trainer.batch_size
-    job = Job(
-        model,
-        sources.examples,
-        lambda trainer: sources.evaluate(trainer, micro),
-        tokenizer=shards.tokenizer(),
-        target_tokenizer=target,
-        fingerprints=sources.fingerprints(),
-        workers=config.data.workers,
-        order=sources.order,
-    )
+        micro = config.trainer.micro_batch_size or config.trainer.batch_size
+        job = Job(
+            model,
+            sources.examples,
+            lambda trainer: sources.evaluate(trainer, micro),
+            tokenizer=shards.tokenizer(),
+            target_tokenizer=target,
+            fingerprints=sources.fingerprints(),
+            workers=config.data.workers,
+            order=sources.order,
+        )
+        job = session.accompany(job)
     return dry_run(session, job) if config.dry_run else session.run(job)
 
 

@@ -10,12 +10,14 @@ from tencentpretrain.config import (
     Config,
     NonNegativeInt,
     PathLike,
+    PositiveInt,
     SerializeAsAny,
     check,
 )
 from tencentpretrain.distributed.parallel import PARALLELS
 from tencentpretrain.train.callbacks.base import CALLBACKS
 from tencentpretrain.train.callbacks.saving import CheckpointConfig
+from tencentpretrain.train.layers import Stack
 from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.train.schedule import SCHEDULES
 from tencentpretrain.train.trainer import TrainerConfig
@@ -29,6 +31,9 @@ class RunConfig(Config):
     """Directory of the run: config, metrics, checkpoints; the same command continues it."""
     init: str = "none"
     """Run directory or checkpoint whose weights to start from; none draws them at random."""
+    init_layers: dict[Stack, list[PositiveInt]] = {}
+    """Layers of `init` that those of the model start from, in order and counted from 1, such as
+    {encoder: [1, 3, 5]} for a model of three; empty takes them one by one."""
     allow_missing: list[str] = []
     """Patterns of parameter names that `init` may lack; they start at random."""
     allow_unexpected: list[str] = []

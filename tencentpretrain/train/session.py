@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,19 +17,22 @@ from tencentpretrain.data.loader import Examples, Loader, Order
 from tencentpretrain.distributed.parallel import PARALLELS, Parallel
 from tencentpretrain.errors import CheckpointError, before_start
 from tencentpretrain.model import Model, parameter_count
+from tencentpretrain.targets.companion import HELPERS
 from tencentpretrain.tokenizers.base import Tokenizer
+from tencentpretrain.train.accompany import accompany
 from tencentpretrain.train.base import BASE, Base, base_of, open_base, plain_tensors
 from tencentpretrain.train.callbacks.base import CALLBACKS, Callback
 from tencentpretrain.train.callbacks.evaluation import Evaluate, Evaluator
 from tencentpretrain.train.callbacks.logging import Console, JsonLines, TensorBoard
 from tencentpretrain.train.callbacks.saving import Checkpointer
 from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore, RunLock, open_checkpoint
+from tencentpretrain.train.layers import choose_layers
 from tencentpretrain.train.load import load_weights
 from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.saved_checkpoint import find_latest
 from tencentpretrain.train.schedule import SCHEDULES, ScheduleConfig
-from tencentpretrain.train.trainer import Trainer
+from tencentpretrain.train.trainer import Annotator, Trainer
 from tencentpretrain.wrappers.base import Wrapper, apply_wrappers
 from tencentpretrain.yaml_text import dump_yaml, load_yaml
 
@@ -62,6 +65,7 @@ class Job:
         fingerprints: Of the data; a resumed run must have the same.
         workers: Processes that make examples.
         order: Of the samples; None shuffles the examples in every epoch.
+        annotators: What adds to each batch before the forward pass.
     """
 
     model: Model
@@ -75,6 +79,7 @@ class Job:
     fingerprints: dict[str, str] = field(default_factory=dict)
     workers: int = 0
     order: Order | None = None
+    annotators: Sequence[Annotator] = ()
 
 
 class Session:
@@ -201,14 +206,16 @@ class Session:
                 "would mean other tokens; preprocess with its tokenizer, or accept that with "
                 "allow_other_tokenizer=true"
             )
+        tensors, layers = plain_tensors(source), self.config.init_layers
         report = load_weights(
             model,
-            plain_tensors(source),
-            allow_missing=[*allow, *self.config.allow_missing],
-            allow_unexpected=[*allow, *self.config.allow_unexpected],
+            choose_layers(tensors, layers) if layers else tensors,
+            allow_missing=[*allow, HELPERS, *self.config.allow_missing],
+            allow_unexpected=[*allow, HELPERS, *self.config.allow_unexpected],
             allow_mismatched=self.config.allow_mismatched,
         )
-        self._loaded = source, frozenset(report.matched)
+        # What lies under other names there cannot be referred to.
+        self._loaded = None if layers else (source, frozenset(report.matched))
         log.info(f"init from {source.path}: {report}")
 
     def _given(self) -> tuple[Checkpoint, frozenset[str]] | None:
@@ -230,6 +237,14 @@ class Session:
         source, names = given
         kept = {name for name, p in model.named_parameters() if not p.requires_grad}
         return Base.of(source, kept & names, folder)
+
+    def accompany(self, job: Job) -> Job:
+        """`job` with what the targets of its model bring along, such as a teacher.
+
+        Raises:
+            UserError: if that cannot be had, or does not fit.
+        """
+        return accompany(job, self.config, self.parallel, self.steps(job.examples))
 
     def trainer(self, job: Job, run_dir: Path) -> Trainer:
         """Put together a trainer that writes to `run_dir`, at the state that it was left in."""
@@ -278,6 +293,7 @@ class Session:
             seed=config.seed,
             parallel=self.parallel,
             callbacks=callbacks,
+            annotators=job.annotators,
         )
         trainer.restore = saving.restore
         if self.found is not None and run_dir == config.run_dir:

@@ -10,6 +10,7 @@ from typing import Any
 from tencentpretrain.config import ComponentConfig, ConfigError, Problem, decode, nearest
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.model import ModelConfig
+from tencentpretrain.targets.base import TARGETS
 from tencentpretrain.tasks.base import Task
 from tencentpretrain.tokenizers.base import Tokenizer, build_tokenizer, load_tokenizer
 from tencentpretrain.train.saved_checkpoint import (
@@ -89,11 +90,20 @@ def task_model(
     given = overrides.get("target") or {}
     plain = {
         **before.to_dict(),
-        "target": {name: merge(c.to_dict(), given.get(name) or {}) for name, c in heads.items()},
+        "target": {n: _head(c.to_dict(), given.get(n) or {}) for n, c in heads.items()},
         "objective": None,
         "ties": ties | task.ties(before),
     }
     return decode(ModelConfig, plain, "model")
+
+
+def _head(head: dict[str, Any], given: Any) -> Any:
+    """Plain data of a `head` with what is `given` of it; a target around it has it as inner one."""
+    name = str(given.get("name")) if isinstance(given, Mapping) else ""
+    # What is no target is found when the model is decoded.
+    if name not in [*TARGETS] or "inner" not in TARGETS.config_class(name).model_fields:
+        return merge(head, given)
+    return {**given, "inner": merge(head, given.get("inner") or {})}
 
 
 def without_heads(model: Mapping[str, Any], heads: Sequence[str]) -> dict[str, Any]:

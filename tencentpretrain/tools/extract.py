@@ -1,0 +1,151 @@
+"""Vectors of texts, or of the entries of the vocabulary: what `scripts/extract.py` does."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tencentpretrain.config import ConfigError, PathLike, PositiveInt, check
+from tencentpretrain.errors import before_start
+from tencentpretrain.targets.classify import PoolingName
+from tencentpretrain.tasks.inference import Machine
+from tencentpretrain.tools.outputs import check_file, published
+from tencentpretrain.tools.saved_model import ToolConfig, load_model
+from tencentpretrain.tools.text_vectors import TextVectors
+from tencentpretrain.tools.texts import read_lines
+from tencentpretrain.tools.vector_file import NPY, TSV, VectorFile, Vectors, read_vectors
+from tencentpretrain.tools.whitening import Moments, Whitening
+from tencentpretrain.tools.word_vectors import word_lines
+from tencentpretrain.train.predict import write_lines
+
+log = logging.getLogger("tencentpretrain")
+
+
+class ExtractConfig(ToolConfig):
+    """Extract vectors from a model."""
+
+    what: Literal["texts", "words"] = "texts"
+    """A vector for each line of input, or the word table in word2vec's text format."""
+    input: PathLike | None = None
+    """File with a text a line; blank lines have vectors too, so that the numbers stay."""
+    output: PathLike
+    """File for the vectors: an array if it ends in .npy, or numbers between tabs (.tsv)."""
+    overwrite: bool = False
+    """Whether output and fit_whitening may replace files that are there."""
+    pooling: PoolingName = "first"
+    """What stands for a text: its first or last position, or the mean or maximum of all."""
+    layer: int = -1
+    """Layer whose states are pooled: 0 is the embedding, -1 the last, behind a final norm."""
+    length: PositiveInt | None = None
+    """Greatest length of a text in tokens, special ones included, longer ones are cut; null is that
+    of training."""
+    fit_whitening: PathLike | None = None
+    """File for a whitening that is fitted to the vectors of input, and applied to them."""
+    whitening: PathLike | None = None
+    """File of a whitening that was fitted before, to be applied."""
+    dimensions: PositiveInt | None = None
+    """Components of whitened vectors to keep, those of the greatest variance; null keeps all."""
+
+    @check("what", "input")
+    def _texts_need_input(self) -> str | None:
+        if (self.what == "texts") == (self.input is not None):
+            return None
+        return "input is required for what=texts" if self.input is None else "words need no input"
+
+    @check("whitening", "fit_whitening", "dimensions", "what")
+    def _whitening_fits(self) -> str | None:
+        if self.whitening is not None and self.fit_whitening is not None:
+            return "whitening and fit_whitening exclude each other"
+        is_white = self.whitening is not None or self.fit_whitening is not None
+        if is_white and self.what == "words":
+            return "whitening is for what=texts"
+        if self.dimensions is not None and not is_white:
+            return "dimensions needs whitening or fit_whitening"
+        return None
+
+    @check("what", "output")
+    def _form_is_known(self) -> str | None:
+        if self.what == "words" or self.output.suffix.lower() in (NPY, TSV):
+            return None
+        return f"output must end in {NPY} or {TSV}, but is {self.output}"
+
+
+def run_extract(config: ExtractConfig) -> int:
+    """Extract as `config` says; returns the exit code."""
+    with before_start():
+        inputs = [path for path in (config.input, config.whitening) if path is not None]
+        check_file(config.output, config.overwrite, inputs)
+        machine = config.machine()
+        if config.input is None:
+            saved = load_model(config, machine)
+            lines = word_lines(saved.text_tokenizer(), saved.model)
+        else:
+            parts = _prepare(config, config.input, machine)
+    if config.input is None:
+        write_lines(config.output, lines)
+        log.info(f"the word vectors are in {config.output}")
+    else:
+        count = _write(config, parts)
+        log.info(f"{count:,} vectors are in {config.output}")
+    return 0
+
+
+class _Parts(NamedTuple):
+    """Vectors of texts, some at a time, and what is done to them."""
+
+    vectors: Iterator[Vectors]
+    width: int
+    whitening: Whitening | None
+
+
+def _prepare(config: ExtractConfig, path: Path, machine: Machine) -> _Parts:
+    """Everything that can go wrong before there is an output."""
+    lines = read_lines(path)
+    if config.fit_whitening is not None:
+        check_file(config.fit_whitening, config.overwrite, [path, config.output], "fit_whitening")
+    whitening = None if config.whitening is None else Whitening.load(config.whitening)
+    saved = load_model(config, machine)
+    reader = TextVectors(saved, machine, config.pooling, config.layer, config.length)
+    vectors = reader.vectors(lines)
+    first = next(vectors)
+    width = first.shape[1]
+    if config.dimensions is not None and config.dimensions > width:
+        message = f"must be at most {width}, the width of the vectors, but is {config.dimensions}"
+        raise ConfigError.at("dimensions", message)
+    if whitening is not None:
+        whitening.check(width, config.dimensions or width)
+    return _Parts(chain([first], vectors), width, whitening)
+
+
+def _write(config: ExtractConfig, parts: _Parts) -> int:
+    """Write the vectors, whitened if they are to be; returns their number."""
+    kept = config.dimensions or parts.width
+    if config.fit_whitening is None:
+        return _store(config.output, parts.vectors, parts.whitening, kept)
+    # The whitening is known when all vectors are; until then they lie beside the output.
+    with tempfile.TemporaryDirectory(prefix=".", dir=config.output.absolute().parent) as folder:
+        plain, moments = Path(folder) / f"plain{NPY}", Moments(parts.width)
+        _store(plain, _counted(parts.vectors, moments), None, parts.width)
+        whitening = Whitening.fit(moments)
+        with before_start():  # there is no output yet
+            whitening.check(parts.width, kept)
+        whitening.save(config.fit_whitening)
+        return _store(config.output, read_vectors(plain), whitening, kept)
+
+
+def _store(path: Path, parts: Iterable[Vectors], whitening: Whitening | None, width: int) -> int:
+    """Write vectors that become `width` wide to a file; returns their number."""
+    with published(path) as partial, VectorFile(partial, width, path.suffix.lower()) as file:
+        for vectors in parts:
+            file.append(vectors if whitening is None else whitening.apply(vectors, width))
+    return file.count
+
+
+def _counted(parts: Iterable[Vectors], moments: Moments) -> Iterator[Vectors]:
+    for vectors in parts:
+        moments.add(vectors)
+        yield vectors
