@@ -1,0 +1,186 @@
+"""From a run or checkpoint of ours to a folder that `transformers` loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from tencentpretrain.config import decode
+from tencentpretrain.convert.arrival import ASIDE, CONFIG, ORIGIN
+from tencentpretrain.convert.families import FAMILIES, find_family
+from tencentpretrain.convert.outgoing import Departing, Outgoing, choose_family, export_model
+from tencentpretrain.convert.report import Report
+from tencentpretrain.convert.tokenizer_files import tokenizer_files
+from tencentpretrain.convert.weights import in_type, read_json
+from tencentpretrain.errors import CheckpointError
+from tencentpretrain.model import ModelConfig
+from tencentpretrain.targets.companion import without_companions
+from tencentpretrain.tokenizers.base import ROLES, Tokenizer
+from tencentpretrain.train.durable import (
+    delete,
+    make_directory,
+    publish,
+    temporary_name,
+    write_bytes,
+)
+from tencentpretrain.train.finetune import TASK_FILE
+from tencentpretrain.train.saved_checkpoint import Checkpoint, open_checkpoint
+from tencentpretrain.train.source import saved_config, saved_tokenizer
+from tencentpretrain.train.tensor_file import SUFFIX, open_tensors, write_tensors
+
+WEIGHTS: Final = f"model{SUFFIX}"
+FIRST: Final = ("roberta", "xlm_r")
+"""Families whose models look like others', tried first where texts begin with `<s>`."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A model of ours that is ready to be written for `transformers`.
+
+    Args:
+        outgoing: Config and weights.
+        files: Further files by name.
+    """
+
+    outgoing: Outgoing
+    files: Mapping[str, bytes]
+
+    @property
+    def report(self) -> Report:
+        return self.outgoing.report
+
+    @property
+    def what(self) -> str:
+        """What is written, for people."""
+        return str(self.outgoing.config["architectures"][0])
+
+    def write(self, directory: Path) -> None:
+        """Write the directory; what was there is replaced when it is complete.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+        """
+        final = directory.absolute()
+        partial = final.with_name(temporary_name(final.name))
+        config = json.dumps(self.outgoing.config, indent=2, ensure_ascii=False) + "\n"
+        try:
+            make_directory(partial.parent)
+            partial.mkdir()
+            for name, content in {CONFIG: config.encode(), **self.files}.items():
+                write_bytes(partial / name, content)
+            write_tensors(partial / WEIGHTS, self.outgoing.tensors, {"format": "pt"})
+            replaced = publish(partial, final)
+        except BaseException as error:
+            with suppress(OSError):
+                delete(partial)
+            if isinstance(error, OSError):
+                message = f"`{directory}` cannot be written: {error.strerror}"
+                raise CheckpointError(message) from error
+            raise
+        if replaced is not None:
+            delete(replaced)
+
+
+def depart(
+    path: Path,
+    family: str = "auto",
+    dtype: str = "keep",
+    allow_unexpected: Sequence[str] = (),
+) -> Departure:
+    """Read the run or checkpoint at `path`; see the keys of the command.
+
+    Raises:
+        UserError: if no class of `transformers` computes the same.
+    """
+    checkpoint = open_checkpoint(path)
+    config = saved_config(checkpoint)
+    if config.get("wrappers"):
+        raise CheckpointError(
+            f"`{checkpoint.path}` has wrappers ({', '.join(config['wrappers'])}) around its model; "
+            "merge them first"
+        )
+    model = decode(ModelConfig, without_companions(config.get("model") or {}), "model")
+    tokenizer = saved_tokenizer(checkpoint)
+    origin = config.get(ORIGIN) or {}
+    departing = _departing(checkpoint, model, tokenizer, origin.get("config") or {})
+    if family == "auto":
+        candidates = _candidates(origin.get("family"), tokenizer)
+        outgoing = choose_family(departing, candidates, allow_unexpected)
+    else:
+        outgoing = export_model(find_family(family), departing, allow_unexpected)
+    outgoing = replace(outgoing, tensors=in_type(outgoing.tensors, dtype))
+    _name_type(outgoing)
+    return Departure(outgoing, _tokenizer_files(outgoing, model, tokenizer))
+
+
+def _departing(
+    checkpoint: Checkpoint,
+    model: ModelConfig,
+    tokenizer: Tokenizer | None,
+    origin: Mapping[str, Any],
+) -> Departing:
+    tensors = open_tensors(checkpoint.file(WEIGHTS))
+    departing = Departing(
+        model,
+        tensors,
+        specials={} if tokenizer is None else {r: getattr(tokenizer, r) for r in ROLES},
+        labels=_labels(checkpoint),
+        origin=origin,
+    )
+    # Without its origin it cannot be told what the tensors belong to.
+    if not origin or ASIDE not in checkpoint.manifest.files:
+        return departing
+    return replace(departing, aside=open_tensors(checkpoint.file(ASIDE)))
+
+
+def _labels(checkpoint: Checkpoint) -> list[str] | None:
+    if TASK_FILE not in checkpoint.manifest.files:
+        return None
+    task = read_json(checkpoint.file(TASK_FILE))
+    labels: list[str] | None = task.get("labels") or task.get("tags")
+    return labels
+
+
+def _candidates(origin: str | None, tokenizer: Tokenizer | None) -> list[str]:
+    """Names of families, the likeliest one first."""
+    if origin in FAMILIES:
+        return [origin]
+    first: list[str] = []
+    if tokenizer is not None and tokenizer.specials["cls"] == "<s>":
+        first = [*reversed(FIRST)] if tokenizer.kind == "sentencepiece" else [*FIRST]
+    return list(dict.fromkeys([*first, *FAMILIES]))
+
+
+def _name_type(outgoing: Outgoing) -> None:
+    """Tell the type of most weights, as `transformers` loads all of them in it."""
+    described = outgoing.tensors.described.values()
+    sizes: dict[str, int] = {}
+    for tensor in described:
+        name = str(tensor.dtype).removeprefix("torch.")
+        sizes[name] = sizes.get(name, 0) + tensor.numel()
+    outgoing.config["torch_dtype"] = max(sizes, key=lambda name: sizes[name])
+
+
+def _tokenizer_files(
+    outgoing: Outgoing, model: ModelConfig, tokenizer: Tokenizer | None
+) -> dict[str, bytes]:
+    if tokenizer is None:
+        outgoing.report.remarks.append("the model has no tokenizer, so none is written")
+        return {}
+    parts = model.embedding.parts.values()
+    tables = [rows for part in parts if (rows := getattr(part, "length", None)) is not None]
+    files = tokenizer_files(
+        tokenizer,
+        is_framed=getattr(model.encoder, "mask", "full") == "full",
+        has_segments=any(getattr(part, "types", 1) > 1 for part in parts),
+        length=min(tables, default=None),
+    )
+    if files is None:
+        outgoing.report.remarks.append(
+            "the tokenizer is not written: transformers has none that reads its model"
+        )
+    return files or {}

@@ -1,0 +1,132 @@
+"""What the engine knows of a family of models in `transformers`: data and very few functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tencentpretrain.convert.keys import Key, Settings
+from tencentpretrain.convert.table import Rule, Table
+from tencentpretrain.tokenizers.base import Role
+from tencentpretrain.train.tensor_file import LazyTensors
+
+Specials = Mapping[Role, int | None]
+Plain = dict[str, Any]
+"""Plain data of a model config, or the content of a config.json."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A target of ours, and its tensors in their files.
+
+    Args:
+        target: Name of the target.
+        rules: Its tensors.
+        marks: Their names that show that a file has it; without any, the architecture tells.
+        config: Plain data of the target, as far as config.json does not say it.
+    """
+
+    target: str
+    rules: tuple[Rule, ...] = ()
+    marks: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A tensor that their models have and ours may lack.
+
+    Args:
+        name: Its name.
+        shape: Sizes, or keys of config.json that hold them.
+        target: Only classes with this target have it; "" for those without any, None for all.
+        fill: Gives it values; it has zeros before.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    target: str | None = None
+    fill: Callable[[Tensor], Tensor] = lambda zeros: zeros
+
+
+def unchanged(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[str, ...]:
+    """Plain data of a model that the keys say completely."""
+    return ()
+
+
+def tied_by_default(settings: Settings, tensors: LazyTensors) -> bool:
+    """Whether output layers are the word table, in families where they are unless told."""
+    return bool(settings.get("tie_word_embeddings", True))
+
+
+def untied_by_default(settings: Settings, tensors: LazyTensors) -> bool:
+    """The same in families where they are not unless told."""
+    return bool(settings.get("tie_word_embeddings", False))
+
+
+def add_decoder(config: Plain, data: Plain, specials: Specials, usual: Role) -> None:
+    """Say in a config.json that there is a decoder, and which token it starts from."""
+    config["is_encoder_decoder"] = True
+    role = (data["objective"] or {}).get("start", usual)
+    if specials.get(role) is not None:
+        config["decoder_start_token_id"] = specials[role]
+
+
+def as_is(config: Plain, data: Plain, specials: Specials) -> None:
+    """A config.json that the keys say completely."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family, in both directions.
+
+    Args:
+        name: What users call it.
+        model_type: What config.json calls it.
+        table: Tensors of the body.
+        base: Plain data that all models of the family share.
+        keys: What config.json says.
+        architectures: Class by targets; "" without any target.
+        heads: Possible targets; of several that claim a tensor the first one gets it.
+        objective: Name of the one of pre-training for encoder-decoders.
+        expected: Keys of config.json and the only values that our parts know.
+        prefix: What names of the body begin with in files of models with a target.
+        aside: Patterns of their tensors that have no place here, and why.
+        filled: What ours may lack.
+        aliases: Keys that a config.json may have instead of those that the others mention.
+        is_tied: Whether output layers are the word table.
+        numbers: Sizes that transforms ask for, out of config.json.
+        to_model: Completes the plain data of a model; returns names of tensors of theirs that are
+            zero and have no place then.
+        to_config: Completes a config.json, given ids of special tokens.
+    """
+
+    name: str
+    model_type: str
+    table: Table
+    base: Mapping[str, Any]
+    keys: tuple[Key, ...]
+    architectures: Mapping[str, str]
+    heads: tuple[Head, ...] = ()
+    objective: str | None = None
+    expected: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+    aside: Mapping[str, str] = field(default_factory=dict)
+    filled: tuple[Filled, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    is_tied: Callable[[Settings, LazyTensors], bool] = tied_by_default
+    numbers: Callable[[Settings], dict[str, int]] = lambda settings: {}
+    to_model: Callable[[Plain, Settings, LazyTensors], tuple[str, ...]] = unchanged
+    to_config: Callable[[Plain, Plain, Specials], None] = as_is
+
+    def rules(self, targets: Mapping[str, Any]) -> tuple[Rule, ...]:
+        """Rules of the body and of the heads for `targets`."""
+        heads = [rule for head in self.heads if head.target in targets for rule in head.rules]
+        return (*self.table.rules, *heads)
+
+    def architecture(self, targets: Mapping[str, Any]) -> str | None:
+        """Their class for a model with `targets`; None if there is none."""
+        return self.architectures.get(" ".join(sorted(targets)))
