@@ -10,7 +10,7 @@ import sys
 
 from benchmarks.common import ROOT
 
-SPEED = ("train_step", "preprocess", "loader", "checkpoint", "start")
+SPEED = ("train_step", "preprocess", "loader", "checkpoint", "start", "generate")
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tencentpretrain.config import decode
 from tencentpretrain.generate.decoding import Decoding
@@ -13,6 +14,7 @@ from tencentpretrain.generate.engine import Engine
 from tencentpretrain.generate.rows import RowOptions
 from tencentpretrain.generate.written import Written
 from tencentpretrain.model import Model, ModelConfig, build_model
+from tencentpretrain.types import Batch, Layout, ModelOutput, Stream
 
 VOCABULARY, POSITIONS = 50, 24
 STACK = {"name": "transformer", "layers": 2, "heads": 4, "ffn": 24, "dropout": 0.0}
@@ -98,3 +100,12 @@ def write(
 
 def ids_of(written: Sequence[Written]) -> list[list[int]]:
     return [row.ids for row in written]
+
+
+def whole_scores(model: Model, ids: list[int], prefix: int | None = None) -> Tensor:
+    """Scores [V] of what follows on `ids`, all of them read at once and alone."""
+    layout = Layout.of(torch.ones(1, len(ids), dtype=torch.bool))
+    layout.prefix = None if prefix is None else torch.tensor([prefix])
+    with torch.inference_mode():
+        hidden = model.read(Stream({"ids": torch.tensor([ids])}, layout))
+        return model.target["lm"].logits(ModelOutput(hidden, {}), Batch({}))[-1]

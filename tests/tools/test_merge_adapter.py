@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +63,21 @@ def test_the_merged_model_answers_as_the_adapter(
     query = "encoder.layers.0.attention.query.weight"
     assert not torch.equal(weights[query], whole[query])
     assert "wrappers" not in (merged / "config.yaml").read_text()
+
+
+def test_tools_read_an_adapter_with_its_base(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert merge(capsys, checkpoint=runs / "run", output=tmp_path / "merged")[0] == 0
+    (tmp_path / "texts.txt").write_text("the film was good\n", encoding="utf-8")
+    vectors = []
+    for checkpoint in (runs / "run", tmp_path / "merged", runs / "base"):
+        output = tmp_path / f"{checkpoint.name}.npy"
+        words = [f"checkpoint={checkpoint}", f"input={tmp_path / 'texts.txt'}", f"output={output}"]
+        assert main("extract", [*words, "device=cpu", "precision=fp32", "pooling=mean"]) == 0
+        vectors.append(np.load(output, allow_pickle=False))
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
+    assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
 
 
 def test_a_moved_base_may_be_named(
