@@ -4,7 +4,6 @@ VENV ?= .venv
 PYTHON ?=
 # Passed on: make test ARGS='tests/train -k resume', make demo ARGS='output=/tmp/demo'.
 ARGS ?=
-BENCHMARKS ?= train_step preprocess loader checkpoint start
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-cache-dir
@@ -40,8 +39,7 @@ format: $(BIN)/.requirements-dev ## let ruff correct what it can
 	$(BIN)/ruff format .
 
 bench: $(BIN)/.requirements-dev ## measure speeds, print ratios, write benchmarks/results
-	@for name in $(BENCHMARKS); do \
-		echo "=== python -m benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # The stamps say which versions lie in the environment; a changed list installs again.
 $(BIN)/.requirements: requirements.txt

@@ -1,4 +1,4 @@
-"""All speed benchmarks, one after another: `python -m benchmarks`, or `make bench`.
+"""All speed benchmarks, one after another: `python -m benchmarks [NAME ...]`, or `make bench`.
 
 `python -m benchmarks.quality` measures quality, which takes much longer.
 """
@@ -10,13 +10,16 @@ import sys
 
 from benchmarks.common import ROOT
 
-SPEED = ("train_step", "preprocess", "loader", "checkpoint", "start", "generate")
+SPEED = (
+    *("train_step", "preprocess", "loader", "checkpoint", "start", "generate", "lm_memory"),
+    "methods.lora_cost",
+)
 
 
 def main() -> int:
     failed = [
         name
-        for name in SPEED
+        for name in sys.argv[1:] or SPEED
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT).returncode
     ]
     if failed:

@@ -116,7 +116,7 @@ _ALL = (
     Command(
         name="convert",
         script="python scripts/convert.py",
-        summary="Convert a model of transformers, TencentPretrain or UER-py to one of ours, or back.",
+        summary="Convert a model of transformers, TencentPretrain or UER-py to ours, or back.",
         config="tencentpretrain.convert.command:ConvertConfig",
         run="tencentpretrain.convert.command:run_convert",
         examples=(
@@ -246,6 +246,19 @@ _ALL = (
             "checkpoint=runs/gpt2 prompt='Once upon a time' temperature=0.8 top_p=0.95",
             "checkpoint=runs/zh_en input=source.txt output=target.txt beams=4 max_new_tokens=200",
             "checkpoint=runs/chat template=chatml input=prompts.jsonl output=answers.jsonl",
+        ),
+    ),
+    Command(
+        name="store_teacher",
+        script="python scripts/store_teacher.py",
+        summary="Store what a teacher says of the examples of a pre-training run.",
+        config="tencentpretrain.tools.store_teacher:StoreTeacherConfig",
+        run="tencentpretrain.tools.store_teacher:run_store_teacher",
+        examples=(
+            "checkpoint=runs/large data.path=data/a top=64 output=data/a_top64",
+            "checkpoint=runs/large data.path=data/a objective=lm objective.length=256 epochs=3 "
+            "output=data/a_top64",
+            "checkpoint=runs/bert data.path=data/b seed=1 top=256 output=data/b_top256",
         ),
     ),
 )

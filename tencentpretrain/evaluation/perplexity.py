@@ -17,9 +17,8 @@ from tencentpretrain.data.slices import slices
 from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.evaluation.scoring import CausalScorer
 from tencentpretrain.tokenizers.base import Tokenizer
-from tencentpretrain.tools.outputs import check_file
+from tencentpretrain.tools.outputs import check_file, write_lines
 from tencentpretrain.tools.saved_model import ToolConfig, load_model
-from tencentpretrain.train.predict import write_lines
 
 log = logging.getLogger("tencentpretrain")
 

@@ -22,10 +22,9 @@ from tencentpretrain.targets.mlm import MlmTarget
 from tencentpretrain.tasks.answers import answer_lines
 from tencentpretrain.tasks.inference import Machine
 from tencentpretrain.tokenizers.base import Tokenizer
-from tencentpretrain.tools.outputs import check_file
+from tencentpretrain.tools.outputs import check_file, write_lines
 from tencentpretrain.tools.saved_model import SavedModel, ToolConfig, load_model
 from tencentpretrain.tools.texts import Line, TextFormat, in_parts, read_lines, run_sorted
-from tencentpretrain.train.predict import write_lines
 from tencentpretrain.types import Labels
 
 log = logging.getLogger("tencentpretrain")

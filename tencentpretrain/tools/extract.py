@@ -13,14 +13,13 @@ from tencentpretrain.config import ConfigError, PathLike, PositiveInt, check
 from tencentpretrain.errors import before_start
 from tencentpretrain.targets.classify import PoolingName
 from tencentpretrain.tasks.inference import Machine
-from tencentpretrain.tools.outputs import check_file, published
+from tencentpretrain.tools.outputs import check_file, published, write_lines
 from tencentpretrain.tools.saved_model import ToolConfig, load_model
 from tencentpretrain.tools.text_vectors import TextVectors
 from tencentpretrain.tools.texts import read_lines
 from tencentpretrain.tools.vector_file import NPY, TSV, VectorFile, Vectors, read_vectors
 from tencentpretrain.tools.whitening import Moments, Whitening
 from tencentpretrain.tools.word_vectors import word_lines
-from tencentpretrain.train.predict import write_lines
 
 log = logging.getLogger("tencentpretrain")
 

@@ -24,10 +24,9 @@ from tencentpretrain.generate.generator import Generation, Generator
 from tencentpretrain.tasks.answers import answer_lines
 from tencentpretrain.tasks.inference import Machine
 from tencentpretrain.tasks.table import JSON_LINES
-from tencentpretrain.tools.outputs import check_file
+from tencentpretrain.tools.outputs import check_file, write_lines
 from tencentpretrain.tools.saved_model import SavedModel, ToolConfig, load_model
 from tencentpretrain.tools.texts import Line, in_parts, read_lines, run_sorted
-from tencentpretrain.train.predict import write_lines
 
 log = logging.getLogger("tencentpretrain")
 

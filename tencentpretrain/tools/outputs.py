@@ -18,7 +18,14 @@ from tencentpretrain.errors import CheckpointError
 from tencentpretrain.tokenizers.base import Tokenizer
 from tencentpretrain.train.base import BASE
 from tencentpretrain.train.checkpoint import Source, fill_checkpoint
-from tencentpretrain.train.durable import delete, make_directory, publish, temporary_name
+from tencentpretrain.train.durable import (
+    DurableFile,
+    delete,
+    make_directory,
+    publish,
+    sync_directory,
+    temporary_name,
+)
 from tencentpretrain.train.manifest import MANIFEST, Manifest
 from tencentpretrain.train.saved_checkpoint import STATE, Checkpoint
 from tencentpretrain.train.source import CONFIG, TOKENIZER, saved_config
@@ -54,6 +61,25 @@ def check_file(
         raise ConfigError.at(key, f"must be in a folder that exists, but `{folder}` does not")
     if not os.access(folder, os.W_OK):
         raise ConfigError.at(key, f"must be in a folder that can be written to: `{folder}`")
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a file that is whole or not there at all.
+
+    Raises:
+        OSError: if it cannot be written; what was there stays.
+    """
+    partial = path.with_name(temporary_name(path.name))
+    try:
+        with DurableFile(partial) as file:
+            for line in lines:
+                file.write(line.encode())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+        raise
+    sync_directory(path.absolute().parent)
 
 
 def check_directory(output: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

@@ -104,7 +104,8 @@ def _write(
     label: str,
     tokenizer: Tokenizer,
 ) -> None:
-    device, count = config.machine().device, min(config.top, tokenizer.vocab_size)
+    device = next(teacher.model.parameters()).device
+    count = min(config.top, tokenizer.vocab_size)
     batches = -(-len(examples) // config.batch_size)
     began = time.monotonic()
     columns = stored_columns(tokenizer.vocab_size)

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
-from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 from tencentpretrain.config import (
     Choice,
     ComponentConfig,
     Config,
-    ConfigError,
     PathLike,
-    PositiveInt,
     SerializeAsAny,
     decode,
 )
-from tencentpretrain.distributed.parallel import SingleProcess
 from tencentpretrain.errors import CheckpointError, DataError, before_start
-from tencentpretrain.model import Model, ModelConfig, build_model
+from tencentpretrain.model import Model
 from tencentpretrain.tasks.answers import answer_lines
 from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskExamples
 from tencentpretrain.tasks.inference import Machine, infer
-from tencentpretrain.train.base import model_tensors
+from tencentpretrain.tools.outputs import check_file, write_lines
+from tencentpretrain.tools.saved_model import ToolConfig, read_model
 from tencentpretrain.train.callbacks.logging import duration
-from tencentpretrain.train.durable import DurableFile, sync_directory, temporary_name
 from tencentpretrain.train.finetune import TASK_FILE
-from tencentpretrain.train.load import load_weights
-from tencentpretrain.train.precision import PrecisionName, resolve_precision
 from tencentpretrain.train.saved_checkpoint import Checkpoint, open_checkpoint
-from tencentpretrain.train.source import saved_config, saved_tokenizer
-from tencentpretrain.wrappers.base import WRAPPERS, apply_wrappers
+from tencentpretrain.train.source import saved_config
 
 log = logging.getLogger("tencentpretrain")
 
@@ -51,11 +41,9 @@ class PredictData(Config):
     """File with the rows, in the form of the training data; labels need not be there."""
 
 
-class PredictConfig(Config):
+class PredictConfig(ToolConfig):
     """Predict with a fine-tuned run."""
 
-    checkpoint: PathLike
-    """Run directory, of which the best checkpoint is taken, or one of its checkpoints."""
     data: PredictData
     """What to predict."""
     output: PathLike
@@ -64,25 +52,13 @@ class PredictConfig(Config):
     """Whether output may replace a file that is there."""
     details: bool = True
     """Write all that the task knows of a row, such as the probability of each class."""
-    batch_size: PositiveInt = 64
-    """Rows computed at once; the answers do not depend on it."""
-    precision: PrecisionName = "auto"
-    """Type of matrix products: auto (bf16 where the hardware is fast at it), fp32 or bf16."""
-    device: str | None = None
-    """Device name such as cpu or cuda:1; null takes the GPU where there is one."""
-    plugins: list[str] = []
-    """Packages to import that register components of your own."""
 
 
-class SavedRun(Config):
-    """What prediction needs of the config of a fine-tuned run."""
+class SavedTask(Config):
+    """What the config of a fine-tuned run says about its task."""
 
     task: Annotated[SerializeAsAny[ComponentConfig], Choice(TASKS)]
     """What the model was trained to do."""
-    model: ModelConfig
-    """The model."""
-    wrappers: dict[str, Annotated[SerializeAsAny[ComponentConfig], Choice(WRAPPERS)]] = {}
-    """Changes to the built model, by name."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +79,8 @@ class Predictor:
 def run_predict(config: PredictConfig) -> int:
     """Predict as `config` says; returns the exit code."""
     with before_start():
-        check_output(config)
-        task_device = SingleProcess.Config(name="none", device=config.device)
-        device = SingleProcess(task_device).device
-        machine = Machine(device, resolve_precision(config.precision, device), config.batch_size)
+        check_file(config.output, config.overwrite, [config.data.test])
+        machine = config.machine()
         predictor = load_predictor(open_checkpoint(config.checkpoint), machine)
         task = predictor.task
         rows = task.read(config.data.test, False)
@@ -122,27 +96,6 @@ def run_predict(config: PredictConfig) -> int:
     return 0
 
 
-def check_output(config: PredictConfig) -> None:
-    """Refuse to lose a file.
-
-    Raises:
-        ConfigError: if the output is there already, is what is read, or cannot be written.
-    """
-    output = config.output
-    if output.exists() and config.data.test.exists() and output.samefile(config.data.test):
-        raise ConfigError.at("output", f"must be another file than data.test, but is `{output}`")
-    if output.is_dir():
-        raise ConfigError.at("output", f"must be a file, but `{output}` is a directory")
-    if output.exists() and not config.overwrite:
-        message = f"`{output}` exists; choose another name, or replace it with overwrite=true"
-        raise ConfigError.at("output", message)
-    folder = output.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError.at("output", f"must be in a folder that exists, but `{folder}` does not")
-    if not os.access(folder, os.W_OK):
-        raise ConfigError.at("output", f"must be in a folder that can be written to: `{folder}`")
-
-
 def load_predictor(checkpoint: Checkpoint, machine: Machine) -> Predictor:
     """The model in `checkpoint` and the task that it was trained for.
 
@@ -156,19 +109,16 @@ def load_predictor(checkpoint: Checkpoint, machine: Machine) -> Predictor:
             "run_dir of finetune/run.py"
         )
     config = saved_config(checkpoint)
-    saved = decode(SavedRun, {key: config[key] for key in SavedRun.model_fields if key in config})
-    task = TASKS.build(saved.task)
+    task = TASKS.build(
+        decode(SavedTask, {key: config[key] for key in ("task",) if key in config}).task
+    )
     try:
         task.load_state(json.loads(checkpoint.file(TASK_FILE).read_bytes()))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"`{checkpoint.path}/{TASK_FILE}` is damaged: {error!r}") from error
-    tokenizer = saved_tokenizer(checkpoint)
-    vocabulary = 0 if tokenizer is None else tokenizer.vocab_size
-    model = build_model(saved.model, vocabulary, machine.device)
-    apply_wrappers(saved.wrappers, model)
-    load_weights(model, model_tensors(checkpoint, machine.device))
+    saved = read_model(checkpoint, machine.device)
     log.info(f"{task.name} with the checkpoint {checkpoint.path}")
-    return Predictor(task, model, Inputs(saved.model, tokenizer))
+    return Predictor(task, saved.model, Inputs(saved.config, saved.tokenizer))
 
 
 def make_examples(predictor: Predictor, rows: list[Any]) -> TaskExamples:
@@ -183,25 +133,6 @@ def make_examples(predictor: Predictor, rows: list[Any]) -> TaskExamples:
             return labelled
     unlabelled: TaskExamples = task.examples(rows, inputs, False)
     return unlabelled
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a file that is whole or not there at all.
-
-    Raises:
-        OSError: if it cannot be written; what was there stays.
-    """
-    partial = path.with_name(temporary_name(path.name))
-    try:
-        with DurableFile(partial) as file:
-            for line in lines:
-                file.write(line.encode())
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            partial.unlink()
-        raise
-    sync_directory(path.absolute().parent)
 
 
 class _Progress:

@@ -8,13 +8,12 @@ from torch import Tensor
 
 from tencentpretrain.config import ConfigError, decode
 from tencentpretrain.errors import DataError
-from tencentpretrain.model import init_weights
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import TARGETS
 from tencentpretrain.targets.classify import pool
 from tencentpretrain.targets.contrast import ContrastTarget
 from tencentpretrain.types import Batch, Hidden, ModelOutput, Ratio, Stream, TargetOutput
-from tests.helpers.models import layout_of, model_config, randomise
+from tests.helpers.models import layout_of, randomise, tiny_model
 
 LENGTHS = {"src": (6, 2, 4, 1), "pair": (3, 5, 1, 2)}
 
@@ -139,8 +138,9 @@ def test_only_what_is_asked_for_has_parameters() -> None:
 
 
 def test_initialisation_keeps_the_temperature() -> None:
-    target = target_of(temperature=0.05, size=64)
-    init_weights(target, model_config("bert/tiny").init)  # type: ignore[arg-type]
+    keys = {"temperature": 0.05, "size": 64, "learn_temperature": True}
+    target = tiny_model("sbert/tiny", {"target": {"contrast": keys}}).target["contrast"]
+    assert isinstance(target, ContrastTarget)
     assert target.log_scale is not None
     assert float(target.log_scale.detach().exp()) == pytest.approx(20)
     weight = target.projections[0].get_parameter("weight")

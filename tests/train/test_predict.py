@@ -114,7 +114,7 @@ def test_files_are_not_overwritten_by_accident(reviews: Path, tmp_path: Path) ->
     assert output.read_text() == "precious\n"
     predict(reviews, reviews / "test.tsv", output, overwrite=True)
     assert len(table(output)) == 48
-    with pytest.raises(ConfigError, match=r"another file than data\.test"):
+    with pytest.raises(ConfigError, match=r"another file than what is read"):
         predict(reviews, output, output, overwrite=True)
     with pytest.raises(ConfigError, match="is a directory"):
         predict(reviews, reviews / "test.tsv", tmp_path)

@@ -12,7 +12,14 @@ from torch import Tensor
 from tencentpretrain.data.checksum import Checksum, file_checksum
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.train import durable
-from tencentpretrain.train.tensor_file import _raw, read_tensors, tensor_names, write_tensors
+from tencentpretrain.train.tensor_file import (
+    LazyTensors,
+    _raw,
+    open_tensors,
+    read_tensors,
+    tensor_names,
+    write_tensors,
+)
 
 DTYPES = [
     torch.float64,
@@ -88,6 +95,38 @@ def test_bytes_do_not_depend_on_the_order(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a", tensors, {"x": "1", "y": "2"})
     write_tensors(tmp_path / "b", dict(reversed(tensors.items())), {"y": "2", "x": "1"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_tensors_that_are_made_one_by_one_give_the_same_bytes(tmp_path: Path) -> None:
+    tensors = mixed()
+    made: list[str] = []
+
+    def make(name: str) -> Tensor:
+        made.append(name)
+        return tensors[name]
+
+    described = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    record = write_tensors(tmp_path / "a", LazyTensors(described, make))
+    assert sorted(made) == sorted(tensors)
+    assert record == write_tensors(tmp_path / "b", tensors)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_tensors_of_an_open_file_are_described_before_they_are_read(tmp_path: Path) -> None:
+    tensors = mixed()
+    write_tensors(tmp_path / "x.safetensors", tensors)
+    found = open_tensors(tmp_path / "x.safetensors")
+    assert set(found) == set(tensors)
+    for name, tensor in tensors.items():
+        assert found.described[name].is_meta
+        assert found.described[name].shape == tensor.shape
+        assert same(found[name], tensor)
+    fewer = found.without(["a.bool"])
+    assert len(fewer) == len(found) - 1
+    with pytest.raises(KeyError, match=r"a\.bool"):
+        fewer["a.bool"]
+    with pytest.raises(CheckpointError, match="no readable safetensors file"):
+        open_tensors(tmp_path / "absent.safetensors")
 
 
 def test_values_start_at_multiples_of_their_width(tmp_path: Path) -> None:

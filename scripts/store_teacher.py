@@ -1,0 +1,11 @@
+"""Store what a teacher says of the examples of a run: `python scripts/store_teacher.py --help`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package, without installing it
+
+from tencentpretrain.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main("store_teacher"))
