@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tencentpretrain.config import (
-    ConfigError,
-    Problem,
-)
+from tencentpretrain.config import ConfigError, Problem, decode
 from tencentpretrain.data.loader import Examples, Loader, Order
 from tencentpretrain.distributed.parallel import PARALLELS, Parallel
 from tencentpretrain.errors import CheckpointError, before_start
@@ -46,6 +43,8 @@ HARMLESS = (
     *("trainer.micro_batch_size",),
 )
 """Beginnings of the keys whose change has no effect on the weights."""
+MOST = 10
+"""How many differences of another run are listed."""
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
@@ -125,7 +124,7 @@ class Session:
 
     def _compare(self, saved: Mapping[str, Any]) -> None:
         """Refuse to continue as a different run; say what else changes."""
-        before, now = flatten(saved), flatten(self.config.to_dict())
+        before, now = flatten(self._completed(saved)), flatten(self.config.to_dict())
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         binding = [key for key in changed if any(f"{key}.".startswith(f"{b}.") for b in BINDING)]
         if binding:
@@ -135,11 +134,19 @@ class Session:
                     f"is {now.get(key)!r}, but the run in `{self.config.run_dir}` has "
                     f"{before.get(key)!r}; use that, or another run_dir",
                 )
-                for key in binding
+                for key in binding[:MOST]
             )
         for key in changed:
             if not key.startswith(HARMLESS):
                 log.warning(f"{key} changes from {before.get(key)} to {now.get(key)}")
+
+    def _completed(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`saved` with the keys that came after it was written, which have their defaults."""
+        try:
+            return decode(type(self.config), saved).to_dict()
+        except ConfigError:
+            # Of another kind of run, or with keys that are no more: compared as it is.
+            return saved
 
     def config_bytes(self) -> bytes:
         """The whole config, defaults included, as YAML."""

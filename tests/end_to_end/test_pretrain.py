@@ -10,7 +10,11 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from tencentpretrain.config import ConfigError, decode
 from tencentpretrain.train.checkpoint import open_checkpoint
+from tencentpretrain.train.pretrain import PretrainConfig
+from tencentpretrain.train.session import Session
+from tencentpretrain.yaml_text import load_yaml
 from tests.helpers.pretraining import metrics, pretrain, words_of, write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,3 +244,17 @@ def test_all_mistakes_are_told_at_once(
     said = capsys.readouterr().err
     for key in keys:
         assert key in said
+
+
+def test_a_run_of_before_a_key_was_added_is_still_the_same_run(
+    shards: Path, tmp_path: Path
+) -> None:
+    pretrain(shards, tmp_path / "run")
+    saved = load_yaml(tmp_path / "run" / "config.yaml")
+    session = Session(decode(PretrainConfig, saved))
+    for key in ("alibi", "window", "norm_eps"):
+        del saved["model"]["encoder"][key]
+    session._compare(saved)
+    saved["model"]["encoder"]["norm_eps"] = 1e-3
+    with pytest.raises(ConfigError, match=r"^model\.encoder\.norm_eps: is"):
+        session._compare(saved)
