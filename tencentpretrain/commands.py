@@ -256,8 +256,8 @@ _ALL = (
         run="tencentpretrain.tools.store_teacher:run_store_teacher",
         examples=(
             "checkpoint=runs/large data.path=data/a top=64 output=data/a_top64",
-            "checkpoint=runs/large data.path=data/a objective=lm objective.length=256 epochs=3 "
-            "output=data/a_top64",
+            "checkpoint=runs/large data.path=data/a objective.name=lm objective.length=256 "
+            "epochs=3 output=data/a_top64",
             "checkpoint=runs/bert data.path=data/b seed=1 top=256 output=data/b_top256",
         ),
     ),

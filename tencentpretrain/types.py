@@ -132,10 +132,12 @@ class Want:
     """Numbers of the layers whose output is wanted; 0 is the embedding."""
     attentions: tuple[int, ...] = ()
     """Numbers of the layers, counted from 1, whose attention probabilities are wanted."""
+    projections: tuple[int, ...] = ()
+    """Numbers of the layers, counted from 1, whose queries, keys and values are wanted."""
 
     def __or__(self, other: Want) -> Want:
-        layers = sorted({*self.layers, *other.layers})
-        return Want(tuple(layers), tuple(sorted({*self.attentions, *other.attentions})))
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Want(*(tuple(sorted({*mine, *theirs})) for mine, theirs in pairs))
 
 
 NOTHING: Final = Want()
@@ -143,20 +145,29 @@ NOTHING: Final = Want()
 
 @dataclass
 class Hidden:
-    """What an embedding, encoder or decoder returns: states [B, S, D] and their layout."""
+    """What an embedding, encoder or decoder returns: states [B, S, D] and their layout.
+
+    What was wanted beside is in the order of the wish's numbers. Projections are queries, keys and
+    values [B, S, W], W the width of all heads, before positions turn them.
+    """
 
     states: Tensor
     layout: Layout
     layers: tuple[Tensor, ...] = ()
     attentions: tuple[Tensor, ...] = ()
+    projections: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
 
 
 @dataclass
 class ModelOutput:
-    """What targets read: `hidden` of the last part, and `encoded` by the name of the stream."""
+    """What targets read: `hidden` of the last part, and `encoded` by the name of the stream.
+
+    `want` is what was asked for, in whose order the layers of each `Hidden` lie.
+    """
 
     hidden: Hidden
     encoded: dict[str, Hidden]
+    want: Want = NOTHING
 
 
 @dataclass

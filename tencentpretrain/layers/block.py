@@ -110,6 +110,11 @@ class Block(nn.Module):
         attended: Attended = self.attention(inputs, view, layer, is_wanted=is_wanted, scores=scores)
         return attended._replace(states=self._after(states, attended.states, self.attention_norm))
 
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [T, W] of the self-attention for `states` [T, D]."""
+        inputs, attention = self._before(states, self.attention_norm), self.attention
+        return attention.query(inputs), attention.key(inputs), attention.value(inputs)
+
     def feed(self, states: Tensor) -> Tensor:
         """The feed-forward layer of the block, added to `states` [T, D]."""
         update = self.feed_forward(self._before(states, self.feed_forward_norm))

@@ -166,10 +166,13 @@ class TransformerStack(nn.Module):
         views = self._views(layout, cache)
         states = unpad(hidden, layout)
         wanted = [hidden] if 0 in want.layers else []
-        attentions = []
+        attentions, projections = [], []
         scores = hidden.new_zeros(()) if self.config.residual_attention else None
         for number, block in enumerate(self.blocks()):
             is_wanted = number + 1 in want.attentions
+            if number + 1 in want.projections:
+                query, key, value = (pad(rows, layout) for rows in block.project(states))
+                projections.append((query, key, value))
             states, probabilities, scores = block(
                 states, views[number], *others, number, is_wanted=is_wanted, scores=scores
             )
@@ -177,7 +180,8 @@ class TransformerStack(nn.Module):
                 wanted.append(pad(states, layout))
             if probabilities is not None and is_wanted:
                 attentions.append(probabilities)
-        return Hidden(pad(self.norm(states), layout), layout, tuple(wanted), tuple(attentions))
+        last = pad(self.norm(states), layout)
+        return Hidden(last, layout, tuple(wanted), tuple(attentions), tuple(projections))
 
     def _views(self, layout: Layout, cache: Cache | None) -> list[View]:
         """What self-attention is given in each layer."""

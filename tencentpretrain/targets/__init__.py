@@ -1,6 +1,7 @@
 from tencentpretrain.targets import bilm as bilm
 from tencentpretrain.targets import classify as classify
 from tencentpretrain.targets import contrast as contrast
+from tencentpretrain.targets import distill as distill
 from tencentpretrain.targets import lm as lm
 from tencentpretrain.targets import mlm as mlm
 from tencentpretrain.targets import tag as tag

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -12,6 +12,9 @@ from tencentpretrain.config import ComponentConfig, PositiveFloat
 from tencentpretrain.registry import Registry
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.types import IGNORE, NOTHING, Batch, ModelOutput, Ratio, TargetOutput, Want
+
+if TYPE_CHECKING:
+    from tencentpretrain.targets.companion import Companion, Setting
 
 
 class TargetConfig(ComponentConfig):
@@ -24,7 +27,8 @@ class TargetConfig(ComponentConfig):
 class Target(nn.Module, ABC):
     """One head and its loss. It reads the labels of its own name in the batch."""
 
-    want: ClassVar[Want] = NOTHING
+    want: Want = NOTHING
+    """What encoder and decoder are asked to return beside their last states."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -42,6 +46,22 @@ class Target(nn.Module, ABC):
         """Number [] of supervised units in `batch`: what the loss of a step is divided by."""
         return (batch.labels[self.label].values != IGNORE).sum()
 
+    def further(self) -> dict[str, float]:
+        """Losses beside the one of its own name: their names, and factors beside that one."""
+        return {}
+
+    def further_units(self, batch: Batch) -> dict[str, Tensor]:
+        """Number [] of units in `batch` that each of the `further` losses is over."""
+        return {}
+
+    def companion(self, setting: Setting) -> Companion | None:
+        """What must accompany the target while it trains and is no part of the model.
+
+        Raises:
+            UserError: if that cannot be had, or does not fit.
+        """
+        return None
+
 
 TARGETS: Registry[Target] = Registry("target", "tencentpretrain.targets")
 
@@ -51,9 +71,14 @@ class Targets(nn.Module):
 
     def __init__(self, configs: Mapping[str, ComponentConfig], sizes: Sizes) -> None:
         super().__init__()
-        self.weights = {name: getattr(c, "weight", 1.0) for name, c in configs.items()}
+        self.names = tuple(configs)
+        self.weights: dict[str, float] = {}
+        """Factors of all losses by name."""
         for name, config in configs.items():
-            self.add_module(name, TARGETS.build(config, sizes, name))
+            target = TARGETS.build(config, sizes, name)
+            self.add_module(name, target)
+            self.weights[name] = weight = getattr(config, "weight", 1.0)
+            self.weights |= {loss: weight * part for loss, part in target.further().items()}
 
     def __getitem__(self, name: str) -> Target:
         target = self.get_submodule(name)
@@ -64,18 +89,21 @@ class Targets(nn.Module):
     def want(self) -> Want:
         """The sum of what the targets ask the encoder for."""
         want = NOTHING
-        for name in self.weights:
+        for name in self.names:
             want |= self[name].want
         return want
 
     def units(self, batch: Batch) -> dict[str, Tensor]:
-        """Supervised units of each target, as fp32 so that ranks can add them in one call."""
-        return {name: self[name].units(batch).float() for name in self.weights}
+        """Units of each loss, as fp32 so that ranks can add them in one call."""
+        units: dict[str, Tensor] = {}
+        for name in self.names:
+            units |= {name: self[name].units(batch), **self[name].further_units(batch)}
+        return {name: count.float() for name, count in units.items()}
 
     def forward(self, out: ModelOutput, batch: Batch) -> TargetOutput:
         losses: dict[str, Ratio] = {}
         metrics: dict[str, Ratio] = {}
-        for name in self.weights:
+        for name in self.names:
             output = self[name](out, batch)
             losses |= output.losses
             metrics |= output.metrics

@@ -7,14 +7,13 @@ from torch import Tensor
 from tencentpretrain.config import ConfigError
 from tencentpretrain.layers.padding import take_rows
 from tencentpretrain.sizes import Sizes
-from tencentpretrain.targets.base import TARGETS, Target, TargetConfig
-from tencentpretrain.targets.cross_entropy import vocabulary_loss
-from tencentpretrain.targets.mlm import VocabularyHead
-from tencentpretrain.types import Batch, ModelOutput, TargetOutput
+from tencentpretrain.targets.base import TARGETS, TargetConfig
+from tencentpretrain.targets.heads import VocabularyHead, VocabularyTarget
+from tencentpretrain.types import Batch, ModelOutput
 
 
 @TARGETS.register("bilm")
-class BilmTarget(Target):
+class BilmTarget(VocabularyTarget):
     """Predicts the next token from the first half of a state and the previous one from the second.
 
     One output layer serves both. Labels lie on the grid [B, S, 2] of the halves, flat: 2 p is what
@@ -32,20 +31,10 @@ class BilmTarget(Target):
             raise ConfigError.at("model.hidden", message)
         self.output = VocabularyHead(sizes.hidden // 2, sizes.vocabulary, has_bias=config.bias)
 
-    def _halves(self, out: ModelOutput, batch: Batch) -> Tensor:
+    def transform(self, out: ModelOutput, batch: Batch) -> Tensor:
         """Halves [K, D / 2] of states at the supervised places, else all [B * S * 2, D / 2]."""
         halves: Tensor = out.hidden.states.unflatten(-1, (2, -1)).flatten(0, 2)
         labels = batch.labels.get(self.label)
         if labels is None or labels.index is None:
             return halves
         return take_rows(halves, labels.index)
-
-    def logits(self, out: ModelOutput, batch: Batch) -> Tensor:
-        logits: Tensor = self.output(self._halves(out, batch))
-        return logits
-
-    def forward(self, out: ModelOutput, batch: Batch) -> TargetOutput:
-        labels = batch.labels[self.label].values.flatten()
-        head = self.output
-        loss, accuracy = vocabulary_loss(self._halves(out, batch), head.weight, head.bias, labels)
-        return TargetOutput({self.label: loss}, {f"{self.label}/accuracy": accuracy})

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from tencentpretrain.config import PositiveInt, Probability
 from tencentpretrain.layers.dropout import Dropout
 from tencentpretrain.sizes import Sizes
-from tencentpretrain.targets.base import TARGETS, Target, TargetConfig
-from tencentpretrain.targets.cross_entropy import class_loss
-from tencentpretrain.types import Batch, Hidden, ModelOutput, TargetOutput
+from tencentpretrain.targets.base import TARGETS, TargetConfig
+from tencentpretrain.targets.heads import ClassTarget
+from tencentpretrain.types import Batch, Hidden, ModelOutput
 
 PoolingName = Literal["first", "last", "mean", "max"]
 
@@ -32,7 +32,7 @@ def pool(hidden: Hidden, pooling: PoolingName) -> Tensor:
 
 
 @TARGETS.register("classify")
-class ClassifyTarget(Target):
+class ClassifyTarget(ClassTarget):
     """Pools a row, then linear, tanh, dropout and output layer (BERT's pooler and classifier)."""
 
     class Config(TargetConfig):
@@ -55,10 +55,6 @@ class ClassifyTarget(Target):
         pooled = torch.tanh(self.dense(pool(out.hidden, self.pooling)))
         logits: Tensor = self.output(self.dropout(pooled))
         return logits
-
-    def forward(self, out: ModelOutput, batch: Batch) -> TargetOutput:
-        loss, accuracy = class_loss(self.logits(out, batch), batch.labels[self.label].values)
-        return TargetOutput({self.label: loss}, {f"{self.label}/accuracy": accuracy})
 
 
 @TARGETS.register("nsp")

@@ -68,7 +68,7 @@ class _VocabularyLoss(torch.autograd.Function):
         correct = torch.zeros((), dtype=torch.int64, device=states.device)
         used_weight, used_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
-            for chunk in _chunks(len(states), *weight.shape):
+            for chunk in row_chunks(len(states), *weight.shape):
                 inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
                 logits = F.linear(inputs, used_weight, used_bias).to(exact)
                 chunk_loss, chunk_correct = _to_gradient(logits, labels[chunk], kept, smoothing)
@@ -78,7 +78,7 @@ class _VocabularyLoss(torch.autograd.Function):
                 if grad_states is not None:
                     grad_states[chunk] = (gradient @ used_weight).mul_(kept[:, None])
                 if grad_weight is not None:
-                    _add_product(grad_weight, gradient.T, inputs * kept[:, None])
+                    add_product(grad_weight, gradient.T, inputs * kept[:, None])
                 if grad_bias is not None:
                     grad_bias += kept.to(exact) @ logits
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
@@ -101,7 +101,7 @@ class _VocabularyLoss(torch.autograd.Function):
         )
 
 
-def _chunks(rows: int, vocabulary: int, width: int) -> list[slice]:
+def row_chunks(rows: int, vocabulary: int, width: int) -> list[slice]:
     """`rows` in as few equal parts as keep the logits of each within `CHUNK_BYTES`.
 
     They may be half as large as the weight [V, D] all the same: every part reads and writes the
@@ -112,7 +112,7 @@ def _chunks(rows: int, vocabulary: int, width: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, max(1, size))]
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add `left` @ `right` to `total`, which may be of a higher precision."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)

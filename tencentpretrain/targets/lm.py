@@ -7,14 +7,13 @@ from torch import Tensor
 from tencentpretrain.config import Probability
 from tencentpretrain.layers.padding import take_rows
 from tencentpretrain.sizes import Sizes
-from tencentpretrain.targets.base import TARGETS, Target, TargetConfig
-from tencentpretrain.targets.cross_entropy import vocabulary_loss
-from tencentpretrain.targets.mlm import VocabularyHead
-from tencentpretrain.types import Batch, ModelOutput, TargetOutput
+from tencentpretrain.targets.base import TARGETS, TargetConfig
+from tencentpretrain.targets.heads import VocabularyHead, VocabularyTarget
+from tencentpretrain.types import Batch, ModelOutput
 
 
 @TARGETS.register("lm")
-class LmTarget(Target):
+class LmTarget(VocabularyTarget):
     """Predicts the following token at each position with one output layer."""
 
     class Config(TargetConfig):
@@ -32,20 +31,9 @@ class LmTarget(Target):
         self.factor = sizes.hidden**-0.5 if config.scale_states else 1.0
         self.output = VocabularyHead(sizes.hidden, sizes.vocabulary, has_bias=config.bias)
 
-    def _states(self, out: ModelOutput, batch: Batch) -> Tensor:
+    def transform(self, out: ModelOutput, batch: Batch) -> Tensor:
         states = out.hidden.states.flatten(0, 1)
         labels = batch.labels.get(self.label)
         if labels is not None and labels.index is not None:
             states = take_rows(states, labels.index)
         return states if self.factor == 1.0 else states * self.factor
-
-    def logits(self, out: ModelOutput, batch: Batch) -> Tensor:
-        logits: Tensor = self.output(self._states(out, batch))
-        return logits
-
-    def forward(self, out: ModelOutput, batch: Batch) -> TargetOutput:
-        labels = batch.labels[self.label].values.flatten()
-        head = self.output
-        states = self._states(out, batch)
-        loss, accuracy = vocabulary_loss(states, head.weight, head.bias, labels, self.smoothing)
-        return TargetOutput({self.label: loss}, {f"{self.label}/accuracy": accuracy})

@@ -8,13 +8,13 @@ from tencentpretrain.config import PositiveInt, Probability
 from tencentpretrain.layers.dropout import Dropout
 from tencentpretrain.layers.padding import take_rows
 from tencentpretrain.sizes import Sizes
-from tencentpretrain.targets.base import TARGETS, Target, TargetConfig
-from tencentpretrain.targets.cross_entropy import class_loss
-from tencentpretrain.types import Batch, ModelOutput, TargetOutput
+from tencentpretrain.targets.base import TARGETS, TargetConfig
+from tencentpretrain.targets.heads import ClassTarget
+from tencentpretrain.types import Batch, ModelOutput
 
 
 @TARGETS.register("tag")
-class TagTarget(Target):
+class TagTarget(ClassTarget):
     """Dropout and a linear layer on each supervised position (the first piece of each word)."""
 
     class Config(TargetConfig):
@@ -36,8 +36,3 @@ class TagTarget(Target):
             states = take_rows(states, labels.index)
         logits: Tensor = self.output(self.dropout(states))
         return logits
-
-    def forward(self, out: ModelOutput, batch: Batch) -> TargetOutput:
-        labels = batch.labels[self.label].values.flatten()
-        loss, accuracy = class_loss(self.logits(out, batch), labels)
-        return TargetOutput({self.label: loss}, {f"{self.label}/accuracy": accuracy})
