@@ -237,7 +237,9 @@ def _nested(field: FieldInfo, value: Any, path: str, problems: list[Problem]) ->
     if choice is not None:
         return None if value is None else _choose(choice, value, path, problems)
     if is_container:
-        return _container(annotation, value, path, problems)
+        # The only way for a command line to empty a mapping that a file has filled.
+        emptied = value is None and get_origin(annotation) is dict
+        return _container(annotation, {} if emptied else value, path, problems)
     members = alternatives_of(annotation)
     for member in members:
         if isinstance(member, type) and issubclass(member, Config) and value is not None:

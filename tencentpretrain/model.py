@@ -78,7 +78,8 @@ class ModelConfig(Config):
     objective: Annotated[SerializeAsAny[ComponentConfig] | None, Choice(OBJECTIVES)] = None
     """How pre-training examples are made from documents."""
     ties: dict[str, str] = {}
-    """Parameters that are one and the same: name of the replaced one to name of the kept one."""
+    """Parameters that are one and the same: name of the replaced one to name of the kept one;
+    null unties all."""
     init: InitConfig = InitConfig()
     """Initialisation."""
 

@@ -246,3 +246,9 @@ def test_modules_that_nobody_fills_are_refused_and_those_of_torch_keep_their_sch
     model.add_module("unfilled", _Unfilled())
     with pytest.raises(TypeError, match="_Unfilled has parameters or buffers"):
         init_weights(model, InitConfig())
+
+
+def test_null_unties_all_parameters() -> None:
+    config = model_config("bert/tiny", {"ties": None})
+    assert config.ties == {}
+    assert model_config("bert/tiny").ties
