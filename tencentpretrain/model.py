@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from tencentpretrain.config import (
-    Choice,
-    ComponentConfig,
-    Config,
-    ConfigError,
-    PositiveFloat,
-    PositiveInt,
-    SerializeAsAny,
-    check,
-    nearest,
-)
-from tencentpretrain.data.objectives.base import OBJECTIVES
-from tencentpretrain.data.objectives.seq2seq import Seq2SeqConfig
-from tencentpretrain.decoders.base import DECODERS, Decoder, DecoderConfig
-from tencentpretrain.embeddings.base import Embedding, EmbeddingConfig
-from tencentpretrain.encoders.base import ENCODERS, EncoderConfig
+from tencentpretrain.config import ConfigError, nearest
+from tencentpretrain.decoders.base import DECODERS, Decoder
+from tencentpretrain.embeddings.base import Embedding
+from tencentpretrain.encoders.base import ENCODERS
 from tencentpretrain.layers.attention import Attention
 from tencentpretrain.layers.cache import Cache
+from tencentpretrain.model_config import InitConfig
+from tencentpretrain.model_config import ModelConfig as ModelConfig
 from tencentpretrain.sizes import Sizes
-from tencentpretrain.targets.base import TARGETS, Targets
+from tencentpretrain.targets.base import Targets
 from tencentpretrain.targets.heads import VocabularyHead
 from tencentpretrain.types import (
     NOTHING,
@@ -41,155 +30,6 @@ from tencentpretrain.types import (
     TargetOutput,
     Want,
 )
-
-
-class InitConfig(Config):
-    """How parameters start; norm gains are always 1 and biases 0."""
-
-    std: PositiveFloat = 0.02
-    """Standard deviation of the normal distribution that weights are drawn from."""
-    fan_in: bool = False
-    """Draw linear layers with the inverse root of their inputs instead; std is for tables (T5)."""
-    scale_residual: bool = False
-    """Divide the deviation of layers that write into the residual stream by sqrt(2 x layers)."""
-
-
-class ModelConfig(Config):
-    """Everything that makes a model, apart from its weights and its tokenizer."""
-
-    hidden: PositiveInt
-    """Width D of the model."""
-    vocabulary: PositiveInt | None = None
-    """Rows of the word table; null is the size of the tokenizer's vocabulary."""
-    embedding: EmbeddingConfig
-    """Embedding of the source stream."""
-    encoder: Annotated[SerializeAsAny[ComponentConfig], Choice(ENCODERS, "transformer")]
-    """Encoder of the source stream."""
-    target_embedding: EmbeddingConfig | None = None
-    """Embedding of the target stream of an encoder-decoder."""
-    decoder: Annotated[SerializeAsAny[ComponentConfig] | None, Choice(DECODERS)] = None
-    """Decoder; needs target_embedding."""
-    target_hidden: PositiveInt | None = None
-    """Width of the decoder and its embedding; null is the same as hidden."""
-    target_vocabulary: PositiveInt | None = None
-    """Rows of the decoder's word table; null is the size of the target texts' tokenizer."""
-    target: dict[str, Annotated[SerializeAsAny[ComponentConfig], Choice(TARGETS)]] = {}
-    """Targets by name; their weighted losses are added."""
-    objective: Annotated[SerializeAsAny[ComponentConfig] | None, Choice(OBJECTIVES)] = None
-    """How pre-training examples are made from documents."""
-    ties: dict[str, str] = {}
-    """Parameters that are one and the same: name of the replaced one to name of the kept one;
-    null unties all."""
-    init: InitConfig = InitConfig()
-    """Initialisation."""
-
-    @check("hidden", "encoder")
-    def _encoder_fits(self) -> str | None:
-        encoder = self.encoder
-        return encoder.misfit(self.hidden) if isinstance(encoder, EncoderConfig) else None
-
-    @check("hidden", "target_hidden", "decoder")
-    def _decoder_fits(self) -> str | None:
-        decoder = self.decoder
-        width = self.target_hidden or self.hidden
-        return decoder.misfit(width) if isinstance(decoder, DecoderConfig) else None
-
-    @check("embedding", "objective")
-    def _rows_fit(self) -> str | None:
-        return _too_long("embedding", self.embedding, "length", self.objective)
-
-    @check("target_embedding", "objective")
-    def _target_rows_fit(self) -> str | None:
-        side = "target_embedding"
-        return _too_long(side, self.target_embedding, "target_length", self.objective)
-
-    @check("decoder", "objective")
-    def _decoder_is_fed(self) -> str | None:
-        if self.objective is None:
-            return None
-        has_target_rows = isinstance(self.objective, Seq2SeqConfig)
-        if has_target_rows == (self.decoder is not None):
-            return None
-        makes = f"objective.name={self.objective.name} makes"
-        if has_target_rows:
-            return f"{makes} rows for a decoder, and so needs a decoder, but the model has none"
-        return f"{makes} no target rows, which the decoder reads; choose one such as t5"
-
-    @check("target", "objective")
-    def _targets_fit(self) -> str | None:
-        if self.objective is None or not self.target:
-            return None
-        supervised = OBJECTIVES.get(self.objective.name).supervises
-        for name in self.target:
-            if name not in supervised:
-                return (
-                    f"target.{name} gets no labels from objective.name={self.objective.name}, "
-                    f"which supervises {', '.join(supervised)}"
-                )
-        return None
-
-    @check("target")
-    def _target_names_are_free(self) -> str | None:
-        for name in self.target:
-            if not name.isidentifier() or hasattr(Targets, name) or name in ("names", "weights"):
-                return f"a target must not be called `{name}`"
-        return None
-
-    @check("decoder", "target_embedding")
-    def _decoder_has_input(self) -> str | None:
-        if (self.decoder is None) == (self.target_embedding is None):
-            return None
-        return "decoder and target_embedding must be given together"
-
-    @check("decoder", "target_hidden", "target_vocabulary")
-    def _target_side_exists(self) -> str | None:
-        for key in ("target_hidden", "target_vocabulary"):
-            if self.decoder is None and getattr(self, key) is not None:
-                return f"{key} is for models with a decoder; leave it out, or give a decoder"
-        return None
-
-    def sizes(self, vocabulary: int) -> Sizes:
-        """Sizes of the source side for a tokenizer of `vocabulary` entries.
-
-        Raises:
-            ConfigError: if the word table would be smaller than the vocabulary.
-        """
-        rows = _rows("model.vocabulary", self.vocabulary, vocabulary)
-        return Sizes(self.hidden, self.embedding.size or self.hidden, rows)
-
-    def target_sizes(self, vocabulary: int) -> Sizes:
-        """Sizes of the side that the targets read, for a tokenizer of `vocabulary` entries.
-
-        Raises:
-            ConfigError: as `sizes`.
-        """
-        if self.target_embedding is None:
-            return self.sizes(vocabulary)
-        hidden = self.target_hidden or self.hidden
-        # One table for both sides needs no second number of rows.
-        given = self.target_vocabulary or self.vocabulary
-        rows = _rows("model.target_vocabulary", given, vocabulary)
-        return Sizes(hidden, self.target_embedding.size or hidden, rows, self.hidden)
-
-
-def _too_long(
-    side: str, embedding: EmbeddingConfig | None, key: str, objective: ComponentConfig | None
-) -> str | None:
-    """What is wrong where the rows of an objective are longer than a table of positions."""
-    position = None if embedding is None else embedding.parts.get("position")
-    table, length = getattr(position, "length", None), getattr(objective, key, None)
-    if table is None or length is None or length <= table:
-        return None
-    at_most = f"at most {side}.parts.position.length={table}"
-    return f"objective.{key} must be {at_most}, but is {length}"
-
-
-def _rows(key: str, given: int | None, vocabulary: int) -> int:
-    """Rows of a word table for a tokenizer of `vocabulary` entries."""
-    if given is not None and given < vocabulary:
-        message = f"must be at least the tokenizer's size {vocabulary}, but is {given}"
-        raise ConfigError.at(key, message)
-    return given or vocabulary
 
 
 class Model(nn.Module):
