@@ -206,7 +206,7 @@ def shakespeare(book: Notebook, seeds: list[int]) -> None:
 
 
 def wikitext(book: Notebook, seeds: list[int]) -> None:
-    language_model(book, "wikitext2_en.txt", "bpe", 400, seeds)
+    language_model(book, "wikitext2_en.txt", "bpe", 300, seeds)
 
 
 EXPERIMENTS = {
