@@ -89,16 +89,18 @@ class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        return (
-            None if states is None else states.mul_(grad),
-            None if weight is None else weight.mul_(grad).to(weight_dtype),
-            None if bias is None else bias.mul_(grad).to(bias_dtype),
-            None,
-            None,
-            None,
-        )
+        return *scaled_gradients(ctx, grad), None, None, None
+
+
+def scaled_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of states, weight and bias that the forward pass has saved, times `grad` []."""
+    states, weight, bias = ctx.saved_tensors
+    weight_dtype, bias_dtype = ctx.dtypes
+    return (
+        None if states is None else states.mul_(grad),
+        None if weight is None else weight.mul_(grad).to(weight_dtype),
+        None if bias is None else bias.mul_(grad).to(bias_dtype),
+    )
 
 
 def row_chunks(rows: int, vocabulary: int, width: int) -> list[slice]:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from tencentpretrain.distill.answers import Answer
 from tencentpretrain.distill.divergences import Divergence
-from tencentpretrain.targets.cross_entropy import add_product, row_chunks
+from tencentpretrain.targets.cross_entropy import add_product, row_chunks, scaled_gradients
 from tencentpretrain.types import IGNORE, Ratio
 
 BLOCK_BYTES = 1 << 21
@@ -151,14 +151,7 @@ class _Distillation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        return (
-            None if states is None else states.mul_(grad),
-            None if weight is None else weight.mul_(grad).to(weight_dtype),
-            None if bias is None else bias.mul_(grad).to(bias_dtype),
-            *(None,) * 4,
-        )
+        return *scaled_gradients(ctx, grad), *(None,) * 4
 
 
 def _blocks(logits: Tensor, exact: torch.dtype) -> list[slice]:

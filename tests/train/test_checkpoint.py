@@ -156,8 +156,17 @@ def test_a_step_that_exists_is_replaced(tmp_path: Path) -> None:
 def test_a_step_is_replaced_where_names_cannot_be_exchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durable, "_exchange", lambda first, second: False)
-    test_a_step_that_exists_is_replaced(tmp_path)
+    asked: list[Path] = []
+    monkeypatch.setattr(durable, "_exchange", lambda first, second: bool(asked.append(second)))
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    store.save(1, {"model": {"other": torch.ones(2)}}, {"second": True})
+    store.wait()
+    found = store.latest()
+    assert found is not None
+    assert found.state() == {"second": True}
+    assert asked
+    assert steps(store) == [1]
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
