@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,13 +19,8 @@ from tencentpretrain.errors import CheckpointError
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.targets.companion import without_companions
 from tencentpretrain.tokenizers.base import ROLES, Tokenizer
-from tencentpretrain.train.durable import (
-    delete,
-    make_directory,
-    publish,
-    temporary_name,
-    write_bytes,
-)
+from tencentpretrain.tools.outputs import published_directory
+from tencentpretrain.train.durable import write_bytes
 from tencentpretrain.train.finetune import TASK_FILE
 from tencentpretrain.train.saved_checkpoint import Checkpoint, open_checkpoint
 from tencentpretrain.train.source import saved_config, saved_tokenizer
@@ -64,25 +58,11 @@ class Departure:
         Raises:
             CheckpointError: if it cannot be written.
         """
-        final = directory.absolute()
-        partial = final.with_name(temporary_name(final.name))
         config = json.dumps(self.outgoing.config, indent=2, ensure_ascii=False) + "\n"
-        try:
-            make_directory(partial.parent)
-            partial.mkdir()
+        with published_directory(directory) as partial:
             for name, content in {CONFIG: config.encode(), **self.files}.items():
                 write_bytes(partial / name, content)
             write_tensors(partial / WEIGHTS, self.outgoing.tensors, {"format": "pt"})
-            replaced = publish(partial, final)
-        except BaseException as error:
-            with suppress(OSError):
-                delete(partial)
-            if isinstance(error, OSError):
-                message = f"`{directory}` cannot be written: {error.strerror}"
-                raise CheckpointError(message) from error
-            raise
-        if replaced is not None:
-            delete(replaced)
 
 
 def depart(

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 from tencentpretrain.config import Config, ConfigError, PathLike, check
 from tencentpretrain.convert.peft_in import CONFIG, WEIGHTS, import_adapter
 from tencentpretrain.convert.peft_out import PeftAdapter, export_adapter
-from tencentpretrain.errors import CheckpointError, before_start
+from tencentpretrain.errors import before_start
 from tencentpretrain.model import build_model
-from tencentpretrain.tools.outputs import check_directory, model_files, write_model
-from tencentpretrain.train.base import BASE, Base
-from tencentpretrain.train.durable import (
-    delete,
-    make_directory,
-    publish,
-    temporary_name,
-    write_bytes,
+from tencentpretrain.tools.outputs import (
+    check_directory,
+    model_files,
+    published_directory,
+    write_model,
 )
+from tencentpretrain.train.base import BASE, Base
+from tencentpretrain.train.durable import write_bytes
 from tencentpretrain.train.load import state_tensors
 from tencentpretrain.train.saved_checkpoint import open_checkpoint
 from tencentpretrain.train.source import saved_tokenizer
@@ -101,23 +99,10 @@ def write_adapter(output: Path, adapter: PeftAdapter) -> None:
     Raises:
         CheckpointError: if it cannot be written.
     """
-    final = output.absolute()
-    partial = final.with_name(temporary_name(final.name))
     config = json.dumps(adapter.config, indent=2, ensure_ascii=False) + "\n"
-    try:
-        make_directory(partial.parent)
-        partial.mkdir()
+    with published_directory(output) as partial:
         write_bytes(partial / CONFIG, config.encode())
         write_tensors(partial / WEIGHTS, adapter.tensors, {"format": "pt"})
-        replaced = publish(partial, final)
-    except BaseException as error:
-        with suppress(OSError):
-            delete(partial)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"`{output}` cannot be written: {error.strerror}") from error
-        raise
-    if replaced is not None:
-        delete(replaced)
 
 
 def _check_folder(config: ConvertAdapterConfig) -> None:

@@ -116,6 +116,32 @@ def published(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def published_directory(output: Path) -> Iterator[Path]:
+    """An empty directory that gets the name `output` when the block ends without an error.
+
+    What was under that name before is replaced in one step; its parents are made.
+
+    Raises:
+        CheckpointError: if it cannot be written; what was there stays.
+    """
+    final = output.absolute()
+    partial = final.with_name(temporary_name(final.name))
+    try:
+        make_directory(partial.parent)
+        partial.mkdir()
+        yield partial
+        replaced = publish(partial, final)
+    except BaseException as error:
+        with suppress(OSError):
+            delete(partial)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"`{output}` cannot be written: {error.strerror}") from error
+        raise
+    if replaced is not None:
+        delete(replaced)
+
+
 def model_files(checkpoint: Checkpoint) -> dict[str, Source]:
     """Files that belong to the model in `checkpoint`, verified, without weights and config."""
     left_out = STATE_FILES | {CONFIG, BASE, f"model{SUFFIX}"}
@@ -164,21 +190,9 @@ def write_model(
         fingerprints=dict(fingerprints or {}),
         files={},
     )
-    partial = output.absolute().with_name(temporary_name(output.name))
-    try:
-        make_directory(partial.parent)
-        partial.mkdir()
-        members = {CONFIG: dump_yaml(dict(config)).encode(), **files}
+    members = {CONFIG: dump_yaml(dict(config)).encode(), **files}
+    with published_directory(output) as partial:
         fill_checkpoint(partial, manifest, {"model": tensors}, members)
-        replaced = publish(partial, output.absolute())
-    except BaseException as error:
-        with suppress(OSError):
-            delete(partial)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"`{output}` cannot be written: {error.strerror}") from error
-        raise
-    if replaced is not None:
-        delete(replaced)
 
 
 @contextmanager
