@@ -11,7 +11,17 @@ import sys
 from benchmarks.common import ROOT
 
 SPEED = (
-    *("train_step", "preprocess", "loader", "checkpoint", "start", "generate", "lm_memory"),
+    *(
+        "train_step",
+        "preprocess",
+        "loader",
+        "image_loader",
+        "checkpoint",
+        "parallel",
+        "start",
+        "generate",
+        "lm_memory",
+    ),
     "methods.lora_cost",
 )
 

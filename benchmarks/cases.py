@@ -26,6 +26,7 @@ class Case:
         reference: From the size of the vocabulary to the model of `transformers`.
         rows: From a batch of ours to rows for its Trainer.
         sentinels: Entries to add to the vocabulary.
+        unit: What a batch counts: tokens of texts, or images.
     """
 
     words: tuple[str, ...]
@@ -33,6 +34,7 @@ class Case:
     reference: Callable[[int], nn.Module]
     rows: Callable[[Batch], Rows]
     sentinels: int = 0
+    unit: str = "tokens"
 
 
 def split(columns: dict[str, Tensor], length: int) -> Rows:
@@ -88,6 +90,11 @@ def t5_rows(batch: Batch) -> Rows:
     return [a | b for a, b in zip(rows, split(decoded, 48), strict=True)]
 
 
+def vit_rows(batch: Batch) -> Rows:
+    pairs = zip(batch.streams["src"].inputs["pixels"], batch.labels["classify"].values, strict=True)
+    return [{"pixel_values": pixels, "labels": label} for pixels, label in pairs]
+
+
 def bert(vocabulary: int) -> nn.Module:
     config = transformers.BertConfig(
         vocab_size=vocabulary,
@@ -111,6 +118,18 @@ def t5(vocabulary: int) -> nn.Module:
         vocab_size=vocabulary, d_model=256, d_kv=64, d_ff=1024, num_layers=4, num_heads=4
     )
     return transformers.T5ForConditionalGeneration(config)
+
+
+def vit(vocabulary: int) -> nn.Module:
+    config = transformers.ViTConfig(
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        intermediate_size=1536,
+        hidden_dropout_prob=0.1,
+    )
+    config.num_labels = 10
+    return transformers.ViTForImageClassification(config)
 
 
 SIZE = ("model.hidden=256", "model.encoder.layers=4", "model.encoder.heads=4")
@@ -144,5 +163,16 @@ CASES = {
         t5,
         t5_rows,
         sentinels=100,
+    ),
+    "vit": Case(
+        (
+            "model=vit/small",
+            "model.target.classify.dense=false",
+            "model.target.classify.classes=10",
+        ),
+        8,
+        vit,
+        vit_rows,
+        unit="images",
     ),
 }

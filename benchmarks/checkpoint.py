@@ -63,6 +63,16 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def stall(store: CheckpointStore, step: int, parts: Parts) -> float:
+    """Seconds until training may go on while a copy is written."""
+    start = time.perf_counter()
+    writing = store.save_in_background(step, parts, {"step": step})
+    found = time.perf_counter() - start
+    writing.result()
+    store.wait()
+    return found
+
+
 def listed(times: list[float]) -> str:
     return " ".join(f"{value:.2f}" for value in sorted(times))
 
@@ -90,6 +100,7 @@ def measure(directory: Path, rounds: int) -> None:
             os.sync()
             run()
         print(f"round {turn}: plain {plain[-1]:.2f} s, checkpoint {saved[-1]:.2f} s", flush=True)
+    stalls = [stall(store, len(saved) + turn, parts) for turn in range(rounds)]
     plain, saved = plain[1:], saved[1:]  # the first round warms the allocator of the disk up
     checked = seconds(store.latest)
     found = store.latest(verify=False)
@@ -102,6 +113,9 @@ def measure(directory: Path, rounds: int) -> None:
         "plain writer, median": f"{statistics.median(plain):.2f} s (all: {listed(plain)})",
         "checkpoint, median": f"{statistics.median(saved):.2f} s (all: {listed(saved)})",
         "checkpoint against plain": f"{ratio:.2f} (at most 1.3 is wanted)",
+        "checkpoint in the background, median": (
+            f"{statistics.median(stalls):.2f} s until training goes on (all: {listed(stalls)})"
+        ),
         "verifying all bytes": f"{checked:.2f} s",
         "verifying and loading": f"{loaded:.2f} s",
     }

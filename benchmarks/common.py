@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +34,25 @@ def environment() -> str:
         hardware += f", {torch.get_num_threads()} threads, {bf16} avx512_bf16"
     python = platform.python_version()
     return f"{datetime.date.today()}, {hardware}, Python {python}, torch {torch.__version__}"
+
+
+def remembered(
+    path: Path, key: Sequence[str], measure: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """Figures that `path` holds for `key`; otherwise those that `measure` returns, kept there.
+
+    The key says all that the figures depend on, such as the words of the command that was run.
+    """
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["key"] == list(key):
+            found: dict[str, float] = kept["figures"]
+            return found
+    figures = measure()
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(json.dumps({"key": list(key), "figures": figures}, indent=1))
+    unfinished.replace(path)
+    return figures
 
 
 def write_result(name: str, command: str, lines: list[str]) -> None:

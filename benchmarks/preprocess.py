@@ -27,7 +27,8 @@ from tokenizers import Tokenizer
 from benchmarks.common import ROOT, shared_data, write_result
 from tencentpretrain.commands import COMMANDS
 from tencentpretrain.configure import load_config
-from tencentpretrain.data.preprocess import available_cores, run_preprocess
+from tencentpretrain.data.engine import available_cores
+from tencentpretrain.data.preprocess import run_preprocess
 
 CASES: Mapping[str, tuple[str, list[str]]] = {
     "WordPiece, Chinese": ("clue_zh.txt", ["wordpiece", "google_zh_vocab.txt"]),

@@ -28,14 +28,24 @@ class Notebook:
         self.lines = [f"# {name}", "", environment(), "", "```"]
         self.rows: list[str] = []
 
-    def run(self, script: str, *words: str) -> float:
-        """Run a script of the toolkit; returns its seconds."""
+    def run(self, script: str, *words: str, makes: Path | None = None) -> float:
+        """Run a script of the toolkit; returns its seconds.
+
+        If what it `makes` is there already the command is only noted: outputs appear when they are
+        complete, so that nothing has to be done twice.
+        """
         command = [script, *words]
-        self.lines.append(_portable("python " + " ".join(command)))
+        self.note(*command)
+        if makes is not None and makes.exists():
+            return 0.0
         print("$ python", *command, flush=True)
         start = time.perf_counter()
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
         return time.perf_counter() - start
+
+    def note(self, script: str, *words: str) -> None:
+        """Keep a command that is run elsewhere."""
+        self.lines.append(_portable(" ".join(["python", script, *words])))
 
     def values(self, run: Path, name: str) -> list[tuple[int, float]]:
         """Steps and values of a metric of a run."""
@@ -66,11 +76,13 @@ class Notebook:
 def _portable(command: str) -> str:
     """A command without the folders of this machine."""
     command = command.replace(str(shared_data()), "$TENCENTPRETRAIN_DATA")
-    return command.replace(f"{ROOT}/", "")
+    return command.replace(f"{ROOT}/", "").replace(sys.prefix, ".venv")
 
 
-def classification(book: Notebook, language: str, steps: int, seeds: list[int]) -> None:
-    """BERT-mini on labelled texts: from scratch, and pre-trained on a corpus and these texts."""
+def pretrained_bert(
+    book: Notebook, language: str, steps: int, seed: int
+) -> tuple[Path, float, tuple[str, str]]:
+    """BERT-mini that has read a corpus and the texts of a task: run, seconds, its tokenizer."""
     data = shared_data()
     tables = data / "classification" / f"{book.name}_{language}"
     corpora = {"zh": ["clue_zh.txt"], "en": ["wikitext2_en.txt", "tinyshakespeare_en.txt"]}
@@ -84,14 +96,14 @@ def classification(book: Notebook, language: str, steps: int, seeds: list[int]) 
         f"corpus.path=[{','.join([*texts, str(tables / 'train.tsv')])}]",
         "corpus.column=text_a",
         f"output={shards}",
-        "overwrite=true",
+        makes=shards,
     )
     seconds = book.run(
         "pretrain.py",
         "model=bert/mini",
         f"data.path={shards}",
         f"run_dir={pretrained}",
-        f"seed={seeds[0]}",
+        f"seed={seed}",
         "trainer.batch_size=32",
         f"trainer.steps={steps}",
         "optim.lr=7e-4",
@@ -99,6 +111,13 @@ def classification(book: Notebook, language: str, steps: int, seeds: list[int]) 
         "trainer.log_every=50",
         f"checkpoint.every={steps}",
     )
+    return pretrained, seconds, tokenizer
+
+
+def classification(book: Notebook, language: str, steps: int, seeds: list[int]) -> None:
+    """BERT-mini on labelled texts: from scratch, and pre-trained on a corpus and these texts."""
+    tables = shared_data() / "classification" / f"{book.name}_{language}"
+    pretrained, seconds, tokenizer = pretrained_bert(book, language, steps, seeds[0])
     book.rows += ["|---|---|---|---|", f"| pre-training | {seconds:.0f} | | |"]
     for name, start in (
         ("pre-trained", (f"init={pretrained}",)),

@@ -3,9 +3,10 @@
 `python -m benchmarks.train_step [--model bert] [--precision fp32 bf16] [--rounds 9] [--steps 4]`
 
 Models of 4 layers and width 256: BERT (batch 32 x 128), GPT-2 (8 x 256) or T5 (32 x 128);
-google_zh vocabulary, real documents, dropout 0.1. The contestants take turns in one process, a few
-steps at a time, and the ratio of neighbouring turns is reported as a median, so that a machine
-whose speed drifts gives the same answer. Tokens do not count padding.
+google_zh vocabulary, real documents, dropout 0.1. Or ViT small: 8 images of CIFAR-10, of which
+random parts are made 224 x 224; the trainer decodes them on the way. The contestants take turns in
+one process, a few steps at a time, and the ratio of neighbouring turns is reported as a median, so
+that a machine whose speed drifts gives the same answer. Tokens do not count padding.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.common import shared_data, write_result
 from tencentpretrain.commands import COMMANDS
 from tencentpretrain.configure import load_config
 from tencentpretrain.data.loader import Loader
-from tencentpretrain.data.objectives.base import OBJECTIVES, Objective
+from tencentpretrain.data.objectives.base import OBJECTIVES, NoVocabulary, Objective
 from tencentpretrain.data.preprocess import run_preprocess
 from tencentpretrain.data.shards import open_shards
 from tencentpretrain.distributed.parallel import PARALLELS
@@ -43,18 +44,11 @@ Turn = Callable[[int], int]
 
 
 def prepare(case: Case, folder: Path, precision: str) -> tuple[PretrainConfig, Objective]:
-    """The config of the run, and its objective over the Chinese corpus."""
-    data = shared_data()
-    entries = (data / "vocab" / "google_zh_vocab.txt").read_text(encoding="utf-8").split("\n")
-    entries = entries[:-1] + [f"<extra_id_{number}>" for number in range(case.sentinels)]
-    (folder / "vocab.txt").write_text("\n".join(entries) + "\n", encoding="utf-8")
-    words = [
-        f"tokenizer.vocab={folder / 'vocab.txt'}",
-        f"corpus.path={data / 'corpora' / 'clue_zh.txt'}",
-        f"output={folder / 'shards'}",
-    ]
+    """The config of the run, and its objective over the Chinese corpus or over images."""
     if not (folder / "shards").exists():
-        run_preprocess(load_config(COMMANDS["preprocess"], ["tokenizer=wordpiece", *words]))
+        words = image_words() if case.unit == "images" else text_words(case, folder)
+        words.append(f"output={folder / 'shards'}")
+        run_preprocess(load_config(COMMANDS["preprocess"], words))
     words = [
         *case.words,
         f"data.path={folder / 'shards'}",
@@ -68,7 +62,24 @@ def prepare(case: Case, folder: Path, precision: str) -> tuple[PretrainConfig, O
     assert isinstance(config, PretrainConfig)
     assert config.model.objective is not None
     shards = open_shards(folder / "shards")
-    return config, OBJECTIVES.build(config.model.objective, shards, shards.tokenizer(), 0)
+    tokenizer = shards.tokenizer() if shards.has_tokenizer else NoVocabulary()
+    return config, OBJECTIVES.build(config.model.objective, shards, tokenizer, 0)
+
+
+def text_words(case: Case, folder: Path) -> list[str]:
+    """Words for preprocess.py with the vocabulary that `case` needs."""
+    data = shared_data()
+    entries = (data / "vocab" / "google_zh_vocab.txt").read_text(encoding="utf-8").split("\n")
+    entries = entries[:-1] + [f"<extra_id_{number}>" for number in range(case.sentinels)]
+    (folder / "vocab.txt").write_text("\n".join(entries) + "\n", encoding="utf-8")
+    corpus = data / "corpora" / "clue_zh.txt"
+    vocabulary = f"tokenizer.vocab={folder / 'vocab.txt'}"
+    return ["tokenizer=wordpiece", vocabulary, f"corpus.path={corpus}"]
+
+
+def image_words() -> list[str]:
+    """Words for preprocess.py with images of classes."""
+    return ["corpus.format=image", f"corpus.path={shared_data() / 'image' / 'cifar10_test.tar'}"]
 
 
 def trainer_turn(config: PretrainConfig, objective: Objective, vocabulary: int) -> Turn:
@@ -88,14 +99,14 @@ def trainer_turn(config: PretrainConfig, objective: Objective, vocabulary: int) 
     batches = iter(trainer.loader)
 
     def turn(steps: int) -> int:
-        before = trainer.tokens
+        before = trainer.all_tokens()
         for _ in range(steps):
             micros = next(batches)
             trainer.account(trainer.train_step(micros), micros)
             trainer.step += 1
             if trainer.step % config.trainer.log_every == 0:
                 trainer.log()
-        return trainer.tokens - before
+        return trainer.all_tokens() - before
 
     turn.dtype, turn.device = trainer.dtype, trainer.device  # type: ignore[attr-defined]
     return turn
@@ -160,7 +171,7 @@ class Referee(transformers.TrainerCallback):
 def compete(
     case: Case, folder: Path, precision: str, rounds: int, steps: int
 ) -> dict[str, list[float]]:
-    """Tokens/s of each contestant in each round."""
+    """Tokens or images a second of each contestant in each round."""
     config, objective = prepare(case, folder, precision)
     vocabulary = open_shards(folder / "shards").vocab_size
     mine = trainer_turn(config, objective, vocabulary)
@@ -198,7 +209,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
     lines = [
-        "| precision | contestant | tokens/s (median) | trainer against it |",
+        f"| precision | contestant | {CASES[options.model].unit}/s (median) | trainer against it |",
         "|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -210,7 +221,7 @@ def main() -> None:
                 pairs = zip(rates["trainer"], own, strict=True)
                 ratio = statistics.median(mine / theirs for mine, theirs in pairs)
                 rate = statistics.median(own)
-                lines.append(f"| {precision} | {name} | {rate:,.0f} | {ratio:.2f} |")
+                lines.append(f"| {precision} | {name} | {rate:,.4g} | {ratio:.2f} |")
     words = f"--model {options.model} --precision {' '.join(options.precision)}"
     write_result(f"train_step_{options.model}", f"python -m benchmarks.train_step {words}", lines)
 

@@ -176,6 +176,18 @@ _ALL = (
         ),
     ),
     Command(
+        name="audio_statistics",
+        script="python scripts/audio_statistics.py",
+        summary="Compute means and deviations of the bands of a corpus of sounds.",
+        config="tencentpretrain.tools.audio_statistics:AudioStatisticsConfig",
+        run="tencentpretrain.tools.audio_statistics:run_audio_statistics",
+        examples=(
+            "path=train.tsv output=statistics.json",
+            "path=recordings bank.bands=40 bank.rate=8000 output=statistics.json",
+            "'path=[read.tsv,spoken.tar]' output=statistics.json overwrite=true",
+        ),
+    ),
+    Command(
         name="adapt_vocab",
         script="python scripts/adapt_vocab.py",
         summary="Give a trained model another vocabulary; entries that both have keep their rows.",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tencentpretrain.config import ConfigError, nearest
 from tencentpretrain.decoders.base import DECODERS, Decoder
+from tencentpretrain.distributed.parallel import Fill, fill_whole
 from tencentpretrain.embeddings.base import Embedding
-from tencentpretrain.encoders.base import ENCODERS
+from tencentpretrain.encoders.base import Encoder
 from tencentpretrain.layers.attention import Attention
 from tencentpretrain.layers.cache import Cache
 from tencentpretrain.model_config import InitConfig
@@ -19,6 +20,7 @@ from tencentpretrain.model_config import ModelConfig as ModelConfig
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import Targets
 from tencentpretrain.targets.heads import VocabularyHead
+from tencentpretrain.towers import Tower, build_side, read_side
 from tencentpretrain.types import (
     NOTHING,
     SRC,
@@ -33,7 +35,9 @@ from tencentpretrain.types import (
 
 
 class Model(nn.Module):
-    """Five parts. Each reads only its own config and the `Sizes` of its side.
+    """Five parts, and a tower for each stream that the first two do not read.
+
+    Each reads only its own config and the `Sizes` of its side.
 
     Args:
         config: What it is made of.
@@ -43,10 +47,10 @@ class Model(nn.Module):
 
     def __init__(self, config: ModelConfig, sizes: Sizes, target_sizes: Sizes) -> None:
         super().__init__()
-        is_direct = ENCODERS.get(config.encoder.name).reads_embedding
-        width = sizes.embedding if is_direct else sizes.hidden
-        self.embedding = Embedding(config.embedding, replace(sizes, hidden=width))
-        self.encoder = ENCODERS.build(config.encoder, sizes)
+        self.embedding, self.encoder = build_side(config.embedding, config.encoder, sizes)
+        self.towers = nn.ModuleDict(
+            {name: Tower(tower, tower.sizes(sizes)) for name, tower in config.towers.items()}
+        )
         self.target_embedding: Embedding | None = None
         self.decoder: Decoder | None = None
         if config.decoder is not None and config.target_embedding is not None:
@@ -55,7 +59,9 @@ class Model(nn.Module):
         self.target = Targets(config.target, target_sizes)
 
     def encode(self, batch: Batch, want: Want = NOTHING) -> ModelOutput:
-        """Everything before the target; streams other than "tgt" share embedding and encoder.
+        """Everything before the target.
+
+        Streams without a tower of their name, other than "tgt", share embedding and encoder.
 
         Args:
             batch: What is read.
@@ -63,7 +69,9 @@ class Model(nn.Module):
         """
         want |= self.target.want
         encoded = {
-            name: self.read(stream, want) for name, stream in batch.streams.items() if name != TGT
+            name: self.target.read(name, stream, partial(self.read_stream, name, want=want))
+            for name, stream in batch.streams.items()
+            if name != TGT
         }
         if self.decoder is None:
             return ModelOutput(next(iter(encoded.values())), encoded, want)
@@ -71,9 +79,13 @@ class Model(nn.Module):
 
     def read(self, stream: Stream, want: Want = NOTHING, cache: Cache | None = None) -> Hidden:
         """Embed and encode one stream, or what follows on that which `cache` has read."""
-        embedded = self.embedding(stream)
-        caches = () if cache is None else (cache,)
-        hidden: Hidden = self.encoder(embedded.states, embedded.layout, want, *caches)
+        return read_side(self.embedding, self.encoder, stream, want, cache)
+
+    def read_stream(self, name: str, stream: Stream, want: Want = NOTHING) -> Hidden:
+        """Embed and encode the stream `name` in its tower, or in the model's own parts."""
+        if name not in self.towers:
+            return self.read(stream, want)
+        hidden: Hidden = self.towers[name](stream, want)
         return hidden
 
     def decode(
@@ -97,10 +109,34 @@ class Model(nn.Module):
         units = sum(labels.values.numel() for labels in batch.labels.values())
         total = 2.0 * units * sum(p.numel() for p in self.target.parameters())
         for name, stream in batch.streams.items():
-            layout = stream.layout
-            part = self.decoder if name == TGT and self.decoder is not None else self.encoder
-            total += layout.count * part.flops(layout.valid.shape[-1])
+            embedding, stack = self._side(name)
+            layout = embedding.layout(stream)
+            total += layout.count * stack.flops(layout.valid.shape[-1])
         return 3.0 * total
+
+    def stacks(self) -> list[Encoder | Decoder]:
+        """Everything with blocks: the encoder, those of the towers, and the decoder."""
+        stacks: list[Encoder | Decoder] = [self.encoder]
+        stacks += [tower.encoder for tower in self._towers()]
+        return stacks if self.decoder is None else [*stacks, self.decoder]
+
+    def embeddings(self) -> list[Embedding]:
+        """The embeddings, in the order of the stacks that read them."""
+        embeddings = [self.embedding, *(tower.embedding for tower in self._towers())]
+        return embeddings if self.target_embedding is None else [*embeddings, self.target_embedding]
+
+    def _towers(self) -> list[Tower]:
+        return [tower for tower in self.towers.values() if isinstance(tower, Tower)]
+
+    def _side(self, name: str) -> tuple[Embedding, Encoder | Decoder]:
+        """What reads the stream `name`."""
+        if name == TGT and self.target_embedding is not None and self.decoder is not None:
+            return self.target_embedding, self.decoder
+        if name in self.towers:
+            tower = self.towers[name]
+            assert isinstance(tower, Tower)
+            return tower.embedding, tower.encoder
+        return self.embedding, self.encoder
 
 
 def tie(model: nn.Module, ties: dict[str, str]) -> None:
@@ -123,7 +159,7 @@ def tie(model: nn.Module, ties: dict[str, str]) -> None:
         setattr(model.get_submodule(owner), attribute, parameters[kept])
 
 
-def init_weights(model: Model, config: InitConfig) -> None:
+def init_weights(model: Model, config: InitConfig, fill: Fill = fill_whole) -> None:
     """Fill every parameter: N(0, std) for weights, 1 for norm gains, 0 for biases.
 
     Modules with a scheme of their own have a method `init_weights(std)`; other modules of torch
@@ -133,8 +169,7 @@ def init_weights(model: Model, config: InitConfig) -> None:
     Raises:
         TypeError: if a module has parameters or buffers and no way to fill them.
     """
-    embeddings = (model.embedding, model.target_embedding)
-    tables = {id(p) for part in embeddings if part is not None for p in part.parameters()}
+    tables = {id(p) for part in model.embeddings() for p in part.parameters()}
     for module in model.modules():
         own = getattr(module, "init_weights", None)
         usual = getattr(module, "reset_parameters", None)
@@ -143,13 +178,11 @@ def init_weights(model: Model, config: InitConfig) -> None:
             # An output layer that is tied to a table starts as the table does.
             std = std if id(module.weight) in tables else module.weight.shape[1] ** -0.5
         if own is not None:
-            own(std)
+            fill(module, partial(own, std))
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            fill(module, partial(_init_linear, module, std))
         elif usual is not None:
-            usual()
+            fill(module, usual)
         elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             raise TypeError(
                 f"{type(module).__name__} has parameters or buffers, but neither "
@@ -158,10 +191,17 @@ def init_weights(model: Model, config: InitConfig) -> None:
     if config.fan_in:
         _damp_unscaled(model)
     if config.scale_residual:
-        for stack in (model.encoder, model.decoder):
-            outputs = [] if stack is None else stack.residual_outputs()
+        for stack in model.stacks():
+            outputs = stack.residual_outputs()
             for linear in outputs:
-                nn.init.normal_(linear.weight, std=config.std / math.sqrt(len(outputs)))
+                std = config.std / math.sqrt(len(outputs))
+                fill(linear, partial(_init_linear, linear, std))
+
+
+def _init_linear(linear: nn.Linear, std: float) -> None:
+    nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
 
 
 def _damp_unscaled(model: Model) -> None:
@@ -196,14 +236,32 @@ def build_model(
     with torch.device("meta"):
         model = Model(config, sizes, target_sizes)
     tie(model, config.ties)
-    if torch.device(device).type == "meta":
-        return model
-    model = model.to_empty(device=device)
+    if torch.device(device).type != "meta":
+        fill_model(model, config, device, seed)
+    return model
+
+
+def fill_model(
+    model: Model,
+    config: ModelConfig,
+    device: torch.device | str,
+    seed: int,
+    fill: Fill = fill_whole,
+) -> None:
+    """Give `model`, which is on the meta device, memory on `device` and its first weights.
+
+    Args:
+        model: As `build_model` made it there.
+        config: What it is made of.
+        device: Where its parameters lie.
+        seed: Of the initial weights.
+        fill: How a module's own parameters are filled; all processes draw the same numbers.
+    """
+    model.to_empty(device=device)
     tie(model, config.ties)
     with torch.random.fork_rng(devices=[] if torch.device(device).type == "cpu" else None):
         torch.manual_seed(seed)
-        init_weights(model, config.init)
-    return model
+        init_weights(model, config.init, fill)
 
 
 def parameter_count(model: nn.Module) -> int:

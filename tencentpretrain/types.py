@@ -6,6 +6,7 @@ Shapes: B rows, S positions of a row, D model width, K supervised positions, T v
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -48,12 +49,15 @@ class Layout:
             device needs to be asked for them; None where the grid has no padding.
         documents: [B, S] int; attention stays within one document (packed rows).
         prefix: [B] int; number of leading positions that all positions may see (prefix LM).
+        lengths: B numbers of valid positions, which come first in each row; for embeddings that
+            change the length of rows, so that they need not ask a device either.
     """
 
     valid: Tensor
     tokens: Tensor | None = None
     documents: Tensor | None = None
     prefix: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
     @property
     def is_full(self) -> bool:
@@ -66,7 +70,7 @@ class Layout:
         return self.valid.numel() if self.tokens is None else len(self.tokens)
 
     @classmethod
-    def of(cls, valid: Tensor, **kwargs: Tensor | None) -> Self:
+    def of(cls, valid: Tensor, **kwargs: Any) -> Self:
         """Make a layout from a CPU mask `valid` [B, S], finding the valid positions."""
         is_full = bool(valid.all())
         return cls(valid, None if is_full else valid.flatten().nonzero().squeeze(1), **kwargs)
@@ -80,6 +84,34 @@ class Stream:
     layout: Layout
 
 
+def split_rows(stream: Stream, size: int) -> list[Stream]:
+    """`stream` [B, ...] in parts of `size` rows.
+
+    Where it has padding, and its layout no lengths, this waits for the device.
+    """
+    layout, rows = stream.layout, len(stream.layout.valid)
+    starts = range(0, rows, size)
+    tokens: Sequence[Tensor | None] = [None] * len(starts)
+    if layout.tokens is not None:
+        counts = layout.lengths or [int(n) for n in layout.valid.sum(1).tolist()]
+        parts = layout.tokens.split([sum(counts[start : start + size]) for start in starts])
+        width = layout.valid.shape[1]
+        tokens = [part - start * width for part, start in zip(parts, starts, strict=True)]
+    split = []
+    for start, flat in zip(starts, tokens, strict=True):
+        chosen = slice(start, start + size)
+        part = Layout(
+            layout.valid[chosen],
+            flat,
+            None if layout.documents is None else layout.documents[chosen],
+            None if layout.prefix is None else layout.prefix[chosen],
+            None if layout.lengths is None else layout.lengths[chosen],
+        )
+        inputs = {name: tensor[chosen] for name, tensor in stream.inputs.items()}
+        split.append(Stream(inputs, part))
+    return split
+
+
 @dataclass
 class Labels:
     """What one target is supervised with.
@@ -89,10 +121,13 @@ class Labels:
             labels on the whole grid of the target ([B] for rows, [B, S] for positions).
         index: [K] flat positions in the [B * S] grid that `values` belong to. Collating computes
             it on the CPU, so that selecting supervised positions never waits for a device.
+        width: S of the grid that `index` counts in, where the embedding puts something behind the
+            S positions of a row; None is that of the states.
     """
 
     values: Tensor
     index: Tensor | None = None
+    width: int | None = None
 
 
 @dataclass

@@ -82,11 +82,11 @@ def test_the_meta_device_holds_shapes_only() -> None:
 
 @pytest.mark.parametrize("name", ["bert/tiny", "albert/base", "gpt2/tiny", "roberta/tiny"])
 def test_every_parameter_is_initialised(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def filled(model: Model, config: Any) -> None:
+    def filled(model: Model, config: Any, *others: Any) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(math.nan)
-        init_weights(model, config)
+        init_weights(model, config, *others)
 
     monkeypatch.setattr(model_module, "init_weights", filled)
     for key, parameter in tiny_model(name).named_parameters():

@@ -10,14 +10,19 @@ from torch import Tensor
 
 from tencentpretrain.compose import compose
 from tencentpretrain.config import ConfigError, decode
+from tencentpretrain.data.objectives import OBJECTIVES
 from tencentpretrain.model import ModelConfig, build_model, parameter_count
 from tencentpretrain.model_files import families, find_model, model_names
 from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.types import Batch
 from tests.helpers.denoise import denoising
+from tests.helpers.images import FakeImages, picture
 from tests.helpers.models import MODELS, model_config, total_loss
+from tests.helpers.objectives import objective
+from tests.helpers.pictures import class_folders, media_shards
 from tests.helpers.records import WORDS, record_objective, record_shards, some_pairs, vocabulary
-from tests.helpers.shards import random_shards
+from tests.helpers.shards import FakeTokenizer, random_shards
+from tests.helpers.sounds import spoken_shards
 from tests.helpers.zoo import PUBLISHED, count, shipped, shrunk
 
 NAMES = model_names([MODELS])
@@ -25,7 +30,7 @@ ONE_OF_EACH = [f"{family}/{sizes[0]}" for family, sizes in families(NAMES).items
 ONE_OF_EACH += ["megatron/gpt2_8.3b", "mistral/7b_v0.3", "t5/3b", "llama2/70b", "qwen2/7b"]
 WORD, TARGET_WORD = "embedding.word.weight", "target_embedding.word.weight"
 LM, MLM = "target.lm.output.weight", "target.mlm.output.weight"
-UNTIED = {"elmo", "gated_cnn", "rnn", "sbert", "siamese"}
+UNTIED = {"beit", "mae", "vit", "vqvae", "clip", "elmo", "gated_cnn", "rnn", "sbert", "siamese"}
 UNTIED |= {"llama", "llama2", "llama3", "llama3_1", "mistral", "qwen2/7b", "qwen3/8b"}
 every_model = pytest.mark.parametrize("name", NAMES)
 INHERITING = ["bert_wwm/base", "distilbert/base", "gpt2/tiny", "llama3_1/8b", "llama3_2/1b"]
@@ -61,10 +66,12 @@ def test_every_model_is_known_here_and_there_are_enough() -> None:
 @every_model
 def test_sizes_and_parameter_counts_are_the_published_ones(name: str) -> None:
     published, config = PUBLISHED[name], shipped(name)
-    for stack in filter(None, (config.encoder, config.decoder)):
-        keys: Any = stack
-        sizes = (config.hidden, keys.layers, getattr(keys, "heads", 0))
-        assert sizes == (published.hidden, published.layers, published.heads)
+    below = published.decoder_layers or published.layers
+    for stack, layers in ((config.encoder, published.layers), (config.decoder, below)):
+        if stack is not None:
+            keys: Any = stack
+            sizes = (config.hidden, getattr(keys, "layers", 0), getattr(keys, "heads", 0))
+            assert sizes == (published.hidden, layers, published.heads)
     parameters, _ = built(name)
     assert parameters == count(config, published.vocabulary)
     assert parameters / 1e6 == pytest.approx(published.millions, rel=published.tolerance)
@@ -96,11 +103,13 @@ def test_papers_count_the_same(
 def test_the_first_line_says_what_it_is_with_count_and_source(name: str) -> None:
     line = find_model(name, [MODELS]).read_text(encoding="utf-8").splitlines()[0]
     found = re.fullmatch(
-        r"# .+: ([\d.]+) ([MB]) parameters with ([\d,]+) entries.* \(.*\d{4}.*\)\.", line
+        r"# .+: ([\d.]+) ([MB]) parameters( with ([\d,]+) (entries.*|classes))? \(.*\d{4}.*\)\.",
+        line,
     )
     assert found, line
     millions = float(found[1]) * (1000 if found[2] == "B" else 1)
-    vocabulary = int(found[3].replace(",", ""))
+    has_entries = found[3] is not None and found[5] != "classes"
+    vocabulary = int(found[4].replace(",", "")) if has_entries else 1
     assert vocabulary == PUBLISHED[name].vocabulary
     assert millions == pytest.approx(count(shipped(name), vocabulary) / 1e6, rel=0.01)
 
@@ -120,7 +129,11 @@ def test_tables_of_words_are_shared_as_published(name: str) -> None:
         expected = {frozenset({WORD, TARGET_WORD, LM})}
     elif family == "t5_v1_1":
         expected = {frozenset({WORD, TARGET_WORD})}
-    elif family == "transformer":
+    elif family in ("dalle", "talk2face"):
+        expected = {frozenset({"target.text.output.weight", "target.image.output.weight"})}
+    elif family == "vilt":
+        expected = {frozenset({"embedding.concat.embeddings.text.word.weight", MLM})}
+    elif family in ("transformer", "s2t", "whisper"):
         expected = {frozenset({TARGET_WORD, LM})}
     _, shared = built(name)
     assert shared == expected
@@ -137,7 +150,20 @@ def own_batch(config: ModelConfig, folder: Path) -> tuple[Batch, int, int]:
     """A batch of the objective of `config`, and the entries of both its vocabularies."""
     assert config.objective is not None
     name, values = config.objective.name, config.objective.model_dump(exclude={"name"})
-    if name not in ("translate", "pairs"):
+    if name == "image":
+        shards = media_shards(folder / "shards", class_folders(folder / "pictures", 3))
+        made = OBJECTIVES.build(config.objective, shards, None, 0)
+        sizes = (1, 1)
+    elif hasattr(config.objective, "transform"):
+        captions = [[20 + number, 30, 31] for number in range(6)]
+        images = FakeImages(captions, [picture(number) for number in range(6)])
+        made = objective(name, images, FakeTokenizer(40), **values)
+        sizes = (made.tokenizer.vocab_size,) * 2
+    elif name == "s2t":
+        shards = spoken_shards(folder, ["low", "a", "higher"])
+        made = record_objective(name, shards, **values | {"overlong": "cut"})
+        sizes = (shards.tokenizer().vocab_size,) * 2
+    elif name not in ("translate", "pairs"):
         made = denoising(name, random_shards(8), **values)
         sizes = (made.tokenizer.vocab_size,) * 2
     else:
@@ -155,7 +181,7 @@ def test_shrunk_models_train_on_their_own_objective(name: str, tmp_path: Path) -
     batch, entries, target_entries = own_batch(config, tmp_path)
     model = build_model(config, entries, target_vocabulary=target_entries).train()
     optimizer = OPTIMIZERS.build(decode(OPTIMIZERS.config_class("adamw"), {"name": "adamw"}))(model)
-    assert set(batch.labels) == set(config.target) - {"contrast"}
+    assert set(batch.labels) == set(config.target) - {"contrast", "reconstruct"}
     assert ("tgt" in batch.streams) == (config.decoder is not None)
     losses: list[Tensor] = []
     for _ in range(2):

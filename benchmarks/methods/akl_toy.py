@@ -91,10 +91,10 @@ def learn(toy: Toy, name: str, seed: int, steps: Sequence[int]) -> dict[int, Gap
     return found
 
 
-def shown(values: Sequence[float]) -> str:
+def shown(values: Sequence[float], digits: int = 4) -> str:
     """Mean and standard error."""
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4f} ± {error:.4f}"
+    return f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}"
 
 
 def main() -> None:

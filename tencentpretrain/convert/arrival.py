@@ -15,6 +15,7 @@ from tencentpretrain.convert.families import family_of, find_family
 from tencentpretrain.convert.huggingface import import_model
 from tencentpretrain.convert.incoming import Incoming
 from tencentpretrain.convert.original import import_original
+from tencentpretrain.convert.preparation import read_preparation
 from tencentpretrain.convert.report import Report
 from tencentpretrain.convert.tokenizer_files import read_tokenizer
 from tencentpretrain.convert.weights import in_type, open_weights, read_json
@@ -23,7 +24,7 @@ from tencentpretrain.errors import CheckpointError
 from tencentpretrain.tasks.ner import TAG
 from tencentpretrain.tokenizers.base import Tokenizer, build_tokenizer
 from tencentpretrain.tools.outputs import saved_beside, write_model
-from tencentpretrain.train.checkpoint import Source
+from tencentpretrain.train.checkpoint_files import Source
 from tencentpretrain.train.finetune import TASK_FILE
 from tencentpretrain.train.source import TOKENIZER
 from tencentpretrain.train.tensor_file import SUFFIX, write_tensors
@@ -133,7 +134,7 @@ def arrive(path: Path, request: Request, dtype: str = "keep") -> Arrival:
             "TencentPretrain or UER-py give its JSON config as config=FILE"
         )
     incoming = arrival.incoming
-    if arrival.tokenizer is None:
+    if arrival.tokenizer is None and incoming.reads_words:
         incoming.report.remarks.append(
             "there is no tokenizer; give one with tokenizer=KIND tokenizer.vocab=FILE"
         )
@@ -155,6 +156,7 @@ def _arrive_folder(path: Path, request: Request) -> Arrival:
         None if tokenizer is None else tokenizer.vocab_size,
         request.overrides,
         request.allow_unexpected,
+        read_preparation(path),
     )
     if (path / POOLING).is_file():
         incoming.report.remarks.append(_pooling(read_json(path / POOLING)))
@@ -162,7 +164,7 @@ def _arrive_folder(path: Path, request: Request) -> Arrival:
     sections: dict[str, Any] = {ORIGIN: {"family": family.name, "config": kept}}
     learned = _task(incoming, config, request.is_pair)
     if learned is not None:
-        sections["task"] = {"name": learned["name"]}
+        sections["task"] = {"name": learned["name"], **_task_keys(incoming)}
     task = None if learned is None else (json.dumps(learned, indent=2) + "\n").encode()
     return Arrival(incoming, tokenizer, sections, task)
 
@@ -183,6 +185,12 @@ def _arrive_original(path: Path, request: Request, config: Path) -> Arrival:
 
 def _built(config: ComponentConfig | None) -> Tokenizer | None:
     return None if config is None else build_tokenizer(config)
+
+
+def _task_keys(incoming: Incoming) -> dict[str, Any]:
+    """Keys of the task that prepare inputs as the objective does."""
+    transform = getattr(incoming.model.objective, "transform", None)
+    return {} if transform is None else {"transform": transform.to_dict()}
 
 
 def _pooling(config: Mapping[str, Any]) -> str:
@@ -207,6 +215,8 @@ def _task(incoming: Incoming, config: Mapping[str, Any], is_pair: bool) -> dict[
     labels = [str(names.get(str(number), "")) for number in range(target.classes)]
     if "" in labels or len(names) != len(labels):
         return None
+    if target.name == "classify" and incoming.model.embedding.patches is not None:
+        return {"name": "image_classify", "labels": labels}
     if target.name == "classify":
         return {"name": "classify", "labels": labels, "is_pair": is_pair}
     if target.name == "tag" and all(TAG.fullmatch(label) for label in labels):

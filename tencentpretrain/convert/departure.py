@@ -11,7 +11,9 @@ from typing import Any, Final
 from tencentpretrain.config import decode
 from tencentpretrain.convert.arrival import ASIDE, CONFIG, ORIGIN
 from tencentpretrain.convert.families import FAMILIES, find_family
+from tencentpretrain.convert.families.speech import S2T
 from tencentpretrain.convert.outgoing import Departing, Outgoing, choose_family, export_model
+from tencentpretrain.convert.preparation import preparation_file
 from tencentpretrain.convert.report import Report
 from tencentpretrain.convert.tokenizer_files import tokenizer_files
 from tencentpretrain.convert.weights import in_type, read_json
@@ -94,7 +96,15 @@ def depart(
         outgoing = export_model(find_family(family), departing, allow_unexpected)
     outgoing = replace(outgoing, tensors=in_type(outgoing.tensors, dtype))
     _name_type(outgoing)
-    return Departure(outgoing, _tokenizer_files(outgoing, model, tokenizer))
+    files = _tokenizer_files(outgoing, model, tokenizer)
+    preparation = outgoing.family.preparation
+    if preparation is not None:
+        # A fine-tuned run has no objective; its task knows what that would.
+        task = {**(config.get("task") or {}), **(_task(checkpoint) or {})}
+        told = model.to_dict()["objective"] or task
+        content = preparation.to_theirs(told)
+        files |= preparation_file(content) if content else {}
+    return Departure(outgoing, files)
 
 
 def _departing(
@@ -118,11 +128,16 @@ def _departing(
 
 
 def _labels(checkpoint: Checkpoint) -> list[str] | None:
-    if TASK_FILE not in checkpoint.manifest.files:
-        return None
-    task = read_json(checkpoint.file(TASK_FILE))
+    task = _task(checkpoint) or {}
     labels: list[str] | None = task.get("labels") or task.get("tags")
     return labels
+
+
+def _task(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What was learned for a task; None where there is none."""
+    if TASK_FILE not in checkpoint.manifest.files:
+        return None
+    return read_json(checkpoint.file(TASK_FILE))
 
 
 def _candidates(origin: str | None, tokenizer: Tokenizer | None) -> list[str]:
@@ -158,6 +173,7 @@ def _tokenizer_files(
         is_framed=getattr(model.encoder, "mask", "full") == "full",
         has_segments=any(getattr(part, "types", 1) > 1 for part in parts),
         length=min(tables, default=None),
+        hears=outgoing.family.name == S2T.name,
     )
     if files is None:
         outgoing.report.remarks.append(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tencentpretrain.convert.keys import Key, Settings
+from tencentpretrain.convert.preparation import Preparation
 from tencentpretrain.convert.table import Rule, Table
 from tencentpretrain.tokenizers.base import Role
 from tencentpretrain.train.tensor_file import LazyTensors
@@ -41,13 +42,13 @@ class Filled:
 
     Args:
         name: Its name.
-        shape: Sizes, or keys of config.json that hold them.
+        shape: Sizes, or keys of config.json that hold them; or what they follow from it by.
         target: Only classes with this target have it; "" for those without any, None for all.
         fill: Gives it values; it has zeros before.
     """
 
     name: str
-    shape: tuple[int | str, ...]
+    shape: tuple[int | str, ...] | Callable[[Plain], tuple[int, ...]]
     target: str | None = None
     fill: Callable[[Tensor], Tensor] = lambda zeros: zeros
 
@@ -60,6 +61,16 @@ def unchanged(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[st
 def tied_by_default(settings: Settings, tensors: LazyTensors) -> bool:
     """Whether output layers are the word table, in families where they are unless told."""
     return bool(settings.get("tie_word_embeddings", True))
+
+
+def never_tied(settings: Settings, tensors: LazyTensors) -> bool:
+    """The same in families without a table of words."""
+    return False
+
+
+def nothing_else(settings: Settings) -> Plain | None:
+    """Keys of an objective that is told by its name and the lengths of its rows."""
+    return {}
 
 
 def untied_by_default(settings: Settings, tensors: LazyTensors) -> bool:
@@ -92,10 +103,17 @@ class Family:
         architectures: Class by targets; "" without any target.
         heads: Possible targets; of several that claim a tensor the first one gets it.
         objective: Name of the one of pre-training for encoder-decoders.
+        objective_keys: Keys of it beside its name, which come before the usual lengths; None where
+            it cannot make such inputs.
+        objectives: The same by targets, for families with objectives of their own.
+        words: Our table of words, which counts the vocabulary and may be the output layer; None
+            without any.
+        preparation: Of inputs that are no text.
         expected: Keys of config.json and the only values that our parts know.
         prefix: What names of the body begin with in files of models with a target.
         aside: Patterns of their tensors that have no place here, and why.
         filled: What ours may lack.
+        sections: Keys of config.json that hold configs of parts; theirs are `section.key` here.
         aliases: Keys that a config.json may have instead of those that the others mention.
         is_tied: Whether output layers are the word table.
         numbers: Sizes that transforms ask for, out of config.json.
@@ -112,15 +130,40 @@ class Family:
     architectures: Mapping[str, str]
     heads: tuple[Head, ...] = ()
     objective: str | None = None
+    objectives: Mapping[str, str] = field(default_factory=dict)
+    objective_keys: Callable[[Settings], Plain | None] = nothing_else
+    words: str | None = "embedding.word.weight"
+    preparation: Preparation | None = None
     expected: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = ""
     aside: Mapping[str, str] = field(default_factory=dict)
     filled: tuple[Filled, ...] = ()
+    sections: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     is_tied: Callable[[Settings, LazyTensors], bool] = tied_by_default
     numbers: Callable[[Settings], dict[str, int]] = lambda settings: {}
     to_model: Callable[[Plain, Settings, LazyTensors], tuple[str, ...]] = unchanged
     to_config: Callable[[Plain, Plain, Specials], None] = as_is
+
+    def flat(self, config: Mapping[str, Any]) -> Plain:
+        """A config.json without sections."""
+        parts = {name: config[name] for name in self.sections if config.get(name) is not None}
+        flat = {f"{name}.{key}": value for name in parts for key, value in parts[name].items()}
+        return {key: value for key, value in config.items() if key not in self.sections} | flat
+
+    def nested(self, config: Plain) -> Plain:
+        """The inverse of `flat`, with keys in the sections that theirs have them in."""
+        nested: Plain = {name: {} for name in self.sections}
+        usual = {key: alias for alias, key in self.aliases.items()} if self.sections else {}
+        for key, value in config.items():
+            section, dot, name = usual.get(key, key).partition(".")
+            place = nested[section] if dot and section in nested else nested
+            place[name if place is not nested else key] = value
+        return nested
+
+    def settings(self, config: Mapping[str, Any]) -> Settings:
+        """What is asked about a config.json."""
+        return Settings(self.flat(config), self.aliases)
 
     def rules(self, targets: Mapping[str, Any]) -> tuple[Rule, ...]:
         """Rules of the body and of the heads for `targets`."""

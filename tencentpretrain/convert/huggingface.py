@@ -14,7 +14,6 @@ from tencentpretrain.model import ModelConfig
 from tencentpretrain.train.source import merge
 from tencentpretrain.train.tensor_file import LazyTensors
 
-WORD: Final = "embedding.word.weight"
 TIED: Final = ("mlm", "lm")
 """Targets whose output layer may be the word table."""
 LABELLED: Final = ("classify", "tag")
@@ -32,6 +31,7 @@ def import_model(
     tokenizer_size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     allow_unexpected: Sequence[str] = (),
+    preparation: Mapping[str, Any] | None = None,
 ) -> Incoming:
     """Our model for one of a family.
 
@@ -42,30 +42,39 @@ def import_model(
         tokenizer_size: Entries of its tokenizer; None where it comes without one.
         overrides: Plain data of the model that differs from what `config` says.
         allow_unexpected: Patterns of their names that have no place here and may be left.
+        preparation: What is kept beside the model about preparing inputs, if it is.
 
     Raises:
         CheckpointError: if a part is unknown here, or a tensor is missing or left over.
         ConfigError: if `overrides` do not fit.
     """
-    settings, report = Settings(config, family.aliases), Report()
+    settings, report = family.settings(config), Report()
     settings.expect(family.expected)
     theirs = respell(family.table, tensors, report)
     data, empty = model_data(family, settings, theirs)
     report.empty = list(empty)
-    rows = settings.number("vocab_size")
-    data["vocabulary"] = None if rows == tokenizer_size else rows
+    rows = vocabulary_rows(family, settings)
+    data["vocabulary"] = None if rows in (None, tokenizer_size) else rows
     report.unread = settings.unread()
+    if preparation is not None and family.preparation is not None and data["objective"]:
+        told = family.preparation.to_ours(Settings(preparation))
+        data["objective"] = merge(data["objective"], told)
     model = decode(ModelConfig, merge(data, overrides or {}), "model")
     return receive(
         family.rules(model.target),
         family.aside,
         theirs.without(empty),
         model,
-        tokenizer_size or rows,
+        tokenizer_size or rows or 1,
         numbers_of(family, settings, model),
         allow_unexpected,
         report,
     )
+
+
+def vocabulary_rows(family: Family, settings: Settings) -> int | None:
+    """Rows of the table of words; None where there is none."""
+    return None if family.words is None else settings.number("vocab_size")
 
 
 def model_data(
@@ -84,9 +93,9 @@ def model_data(
     fill_model(data, family.keys, settings)
     empty = family.to_model(data, settings, theirs)
     if family.is_tied(settings, theirs):
-        ties = {f"target.{name}.output.weight": WORD for name in TIED if name in targets}
+        ties = {f"target.{name}.output.weight": family.words for name in TIED if name in targets}
         data["ties"] = data.get("ties", {}) | ties
-    data["objective"] = _objective(family, targets, data)
+    data["objective"] = _objective(family, targets, data, settings)
     return data, empty
 
 
@@ -126,13 +135,20 @@ def _classes(head: Head, theirs: LazyTensors) -> dict[str, int]:
     return {"classes": theirs.described[head.marks[-1]].shape[0]}
 
 
-def _objective(family: Family, targets: Mapping[str, Any], data: Plain) -> Plain | None:
+def _objective(
+    family: Family, targets: Mapping[str, Any], data: Plain, settings: Settings
+) -> Plain | None:
     """What supervises `targets`, in rows that no table of positions is too short for."""
+    own = family.objectives.get(" ".join(sorted(targets)))
+    keys = family.objective_keys(settings)
+    if family.objectives:
+        return None if own is None or keys is None else {"name": own, **keys}
     name = OBJECTIVES.get(" ".join(sorted(targets)))
     length = min(data["embedding"]["parts"].get("position", {}).get("length", LENGTH), LENGTH)
     if name is None or "decoder" not in data:
         return None if name is None else {"name": name, "length": length}
-    return {"name": family.objective, "length": length, "target_length": length}
+    usual = {"length": length, "target_length": length}
+    return {"name": family.objective, **usual, **(keys or {})}
 
 
 def numbers_of(family: Family, settings: Settings, model: ModelConfig) -> dict[str, int]:

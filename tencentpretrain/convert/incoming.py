@@ -34,6 +34,11 @@ class Incoming:
     aside: LazyTensors
     report: Report
 
+    @property
+    def reads_words(self) -> bool:
+        """Whether it has a table of words, for which a tokenizer is needed."""
+        return any(name.endswith(".word.weight") for name in self.tensors)
+
 
 def respell(table: Table, tensors: LazyTensors, report: Report) -> LazyTensors:
     """Their tensors under the names of the table, each once, without those that say nothing.

@@ -136,7 +136,9 @@ class Settings:
         return sorted(
             key
             for key, value in self.values.items()
-            if key not in self._read and value is not None and not HARMLESS.fullmatch(key)
+            if key not in self._read
+            and value is not None
+            and not HARMLESS.fullmatch(key.rpartition(".")[2])
         )
 
 

@@ -16,7 +16,9 @@ from tencentpretrain.config import decode
 from tencentpretrain.convert.incoming import Incoming, check_equal, receive, respell
 from tencentpretrain.convert.keys import Settings
 from tencentpretrain.convert.original_config import Facts, model_data
+from tencentpretrain.convert.original_images import image_rules
 from tencentpretrain.convert.original_sequences import sequence_rules
+from tencentpretrain.convert.original_speech import SPELLING, speech_rules
 from tencentpretrain.convert.report import Report
 from tencentpretrain.convert.table import Rule, Table, modules
 from tencentpretrain.convert.transforms import SkippedRows
@@ -45,6 +47,8 @@ SPELLINGS: Final = (
     (r"^embedding\.(dual\.)?embedding_0\.", "embedding."),
     (r"^encoder\.encoder_0\.", "encoder."),
     (r"^embedding\.dual\.(?=embedding_1\.|stream_)", "embedding."),
+    (r"^embedding\.masked_patch\.", "embedding.patch."),
+    SPELLING,
     # A shared block has no number.
     (r"^encoder\.transformer\.(?=[a-z])", "encoder.transformer.0."),
     (r"\.gamma$", ".weight"),
@@ -91,8 +95,11 @@ def _body() -> tuple[Rule, ...]:
     rules: list[Rule] = []
     for embedding, stack in SIDES:
         theirs = embedding.replace("target", "tgt")
-        names = {"word": "word.embedding", "position": "pos.embedding", "norm": "layer_norm"}
+        names = {"word": "word.embedding", "norm": "layer_norm"}
         rules += modules(names, f"{embedding}.", f"{theirs}.")
+        rules += modules(
+            {f"{embedding}.position": f"{theirs}.pos.embedding"}, only=("has_patch_table", 0)
+        )
         # Their first row is that of padding.
         rules.append(
             Rule(
@@ -113,7 +120,7 @@ def _body() -> tuple[Rule, ...]:
     rules += modules(encoder, "encoder.layers.{n}.", "encoder.transformer.{n}.")
     decoder = {**BLOCK, **CROSS}
     rules += modules(decoder, "decoder.layers.{n}.", "decoder.transformer_decoder.{n}.")
-    return (*rules, *sequence_rules())
+    return (*rules, *sequence_rules(), *image_rules(), *speech_rules())
 
 
 TABLE: Final = Table(
@@ -163,8 +170,11 @@ def import_original(
         ASIDE,
         theirs,
         model,
-        tokenizer_size or facts.rows("embedding"),
-        {"segment_rows": 1},
+        tokenizer_size or facts.vocabulary(),
+        {
+            "segment_rows": 1,
+            "has_patch_table": int("patch_position" in model.embedding.parts),
+        },
         allow_unexpected,
         report,
         target_vocabulary=target_tokenizer_size or model.target_vocabulary,

@@ -8,6 +8,14 @@ from typing import Any, Final
 from tencentpretrain.config import nearest
 from tencentpretrain.convert.family import Plain
 from tencentpretrain.convert.keys import Settings
+from tencentpretrain.convert.original_images import CODES, PROJECTION, image_parts, reads_images
+from tencentpretrain.convert.original_speech import (
+    FIRST,
+    SPEECH,
+    WAVES,
+    speech_objective,
+    speech_parts,
+)
 from tencentpretrain.convert.report import Report
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.train.tensor_file import LazyTensors
@@ -78,6 +86,19 @@ class Facts:
             raise CheckpointError(f"the file has no `{name}`; {nearest(name, self.tensors)}")
         return self.tensors.described[name].shape[0]
 
+    def vocabulary(self) -> int:
+        """Rows of the word table; without one entries of the output layer, if that is there."""
+        if FIRST in self.tensors.described:
+            return self.rows("tgt_embedding")
+        if self.reads_images:
+            return self.classes(CODES) if CODES in self.tensors.described else 1
+        return self.rows("embedding")
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the file has patches of images instead of words."""
+        return f"{PROJECTION}.weight" in self.tensors.described
+
     def classes(self, name: str) -> int:
         """Rows of an output layer."""
         return self.tensors.described[name].shape[0]
@@ -123,6 +144,16 @@ def _listed(value: Any) -> list[str]:
 
 def _embedding(settings: Settings, key: str, size: int) -> Plain:
     names = _listed(settings.get(key, ["word", "pos", "seg"] if key == "embedding" else ["word"]))
+    length = settings.number("max_seq_length", 512)
+    others = {
+        "norm": "none" if settings.get("remove_embedding_layernorm", False) else "legacy",
+        "norm_eps": EPS,
+        "dropout": settings.get("dropout", 0.1),
+    }
+    if reads_images(names):
+        return {"parts": image_parts(settings, names, length), **others}
+    if SPEECH in names:
+        return {"parts": speech_parts(settings, names), **others}
     unknown = [name for name in names if name not in (*PARTS, "dual")]
     if unknown:
         raise CheckpointError(
@@ -132,7 +163,6 @@ def _embedding(settings: Settings, key: str, size: int) -> Plain:
     if "dual" in names:
         stream = settings.get("stream_0")
         names = _listed(stream.get("embedding", ["word", "pos", "seg"]))
-    length = settings.number("max_seq_length", 512)
     details: dict[str, Plain] = {
         "word": {"scale": "sinusoidalpos" in names},
         "pos": {"length": length},
@@ -140,13 +170,9 @@ def _embedding(settings: Settings, key: str, size: int) -> Plain:
         # Token i is at position i + 2, and the longest wave is exactly 10,000 times the shortest.
         "sinusoidalpos": {"layout": "interleaved", "offset": 2, "inclusive": True},
     }
-    norm = "none" if settings.get("remove_embedding_layernorm", False) else "legacy"
-    return {
-        "parts": {PARTS[name]: details[name] for name in names},
-        "norm": norm,
-        "norm_eps": EPS,
-        "dropout": settings.get("dropout", 0.1),
-    }
+    if key != "embedding" and SPEECH in _listed(settings.get("embedding", "")):
+        details["sinusoidalpos"] = WAVES
+    return {"parts": {PARTS[name]: details[name] for name in names}, **others}
 
 
 def _encoder(settings: Settings, report: Report) -> Plain:
@@ -292,7 +318,7 @@ def _add_ties(data: Plain, settings: Settings) -> None:
 
 def _add_rows(data: Plain, facts: Facts) -> None:
     """Rows of the word tables, where they are not those of the tokenizers."""
-    rows = facts.rows("embedding")
+    rows = facts.vocabulary()
     data["vocabulary"] = None if rows == facts.tokenizer_size else rows
     if "decoder" in data and "target_embedding.word.weight" not in data["ties"]:
         written = facts.rows("tgt_embedding")
@@ -303,6 +329,10 @@ def _add_rows(data: Plain, facts: Facts) -> None:
 
 def _objective(settings: Settings, data: Plain) -> Plain | None:
     """What supervises the targets; their decoders start from the token that begins sources."""
+    if "patch" in data["embedding"]["parts"]:
+        return None
+    if "frames" in data["embedding"]["parts"]:
+        return speech_objective(settings) if "lm" in data["target"] else None
     length = data["embedding"]["parts"].get("position", {}).get("length", LENGTH)
     length = min(length, LENGTH)
     if "decoder" not in data:

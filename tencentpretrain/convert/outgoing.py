@@ -14,7 +14,13 @@ from torch import Tensor
 from tencentpretrain.config import ConfigError, decode
 from tencentpretrain.convert.families import FAMILIES
 from tencentpretrain.convert.family import Family, Plain
-from tencentpretrain.convert.huggingface import LABELLED, TIED, model_data, numbers_of
+from tencentpretrain.convert.huggingface import (
+    LABELLED,
+    TIED,
+    model_data,
+    numbers_of,
+    vocabulary_rows,
+)
 from tencentpretrain.convert.incoming import receive, respell
 from tencentpretrain.convert.keys import Settings, fill_config
 from tencentpretrain.convert.report import Report
@@ -27,7 +33,8 @@ from tencentpretrain.train.session import flatten
 from tencentpretrain.train.tensor_file import LazyTensors
 
 FREE: Final = re.compile(
-    r"objective(\..*)?|init\..*|(target_)?vocabulary|.*dropout|target\.\w+\.(weight|label_smoothing)"
+    r"objective(\..*)?|init\..*|(target_)?vocabulary|.*dropout|.*\.interpolate|"
+    r"target\.\w+\.(weight|label_smoothing)|target\.contrast\.(temperature|chunk)"
 )
 """Keys that do not change what a trained model computes."""
 MANY: Final = 1000
@@ -127,7 +134,7 @@ def export_model(
     model, report = departing.model, Report()
     data = explicit(model)
     config = _config(family, departing, data)
-    settings = Settings(config, family.aliases)
+    settings = family.settings(config)
     numbers = numbers_of(family, settings, model)
     conversion = convert(family.rules(model.target), "theirs", departing.tensors, numbers)
     strange = [
@@ -149,16 +156,16 @@ def export_model(
         family.aside,
         theirs.without(empty),
         back,
-        config["vocab_size"],
+        config.get("vocab_size", 1),
         numbers,
         [*departing.aside],
         Report(),
     )
     report.aside = {name: "no place there" for name in conversion.unexpected}
     report.converted = received.report.converted
-    if config["architectures"] == [family.architectures[""]]:
+    if config["architectures"] == [family.architectures.get("")]:
         made = _without_prefix(made, family.prefix)
-    return Outgoing(family, config, made, report)
+    return Outgoing(family, family.nested(config), made, report)
 
 
 def _config(family: Family, departing: Departing, data: Plain) -> Plain:
@@ -178,16 +185,25 @@ def _config(family: Family, departing: Departing, data: Plain) -> Plain:
     roles: tuple[Role, ...] = ("pad", "bos", "eos") if "lm" in model.target else ("pad",)
     config: Plain = {
         **{f"{role}_token_id": specials.get(role) for role in roles},
-        **departing.origin,
+        **{k: v for k, v in family.flat(departing.origin).items() if k not in family.aliases},
         "architectures": [architecture],
         "model_type": family.model_type,
-        "vocab_size": departing.tensors.described["embedding.word.weight"].shape[0],
+        **_vocabulary(family, departing),
         "tie_word_embeddings": _is_tied(model),
         **_labels(model, departing.labels),
     }
     fill_config(config, family.keys, data)
     family.to_config(config, data, specials)
     return config
+
+
+def _vocabulary(family: Family, departing: Departing) -> Plain:
+    """Number of words, in families that have any."""
+    if family.words is None:
+        return {}
+    words = departing.tensors.described.get(family.words)
+    rows = departing.model.vocabulary if words is None else len(words)
+    return {} if rows is None else {"vocab_size": rows}
 
 
 def _is_tied(model: ModelConfig) -> bool:
@@ -224,11 +240,15 @@ def _complete(
     for filled in family.filled:
         if filled.name in parts:
             continue
-        if filled.target == "" and config["architectures"] != [family.architectures[""]]:
+        if filled.target == "" and config["architectures"] != [family.architectures.get("")]:
             continue
         if filled.target and filled.target not in departing.model.target:
             continue
-        shape = [config[size] if isinstance(size, str) else size for size in filled.shape]
+        sizes = filled.shape(config) if callable(filled.shape) else filled.shape
+        absent = [size for size in sizes if isinstance(size, str) and size not in config]
+        if absent:
+            raise CheckpointError(f"`{filled.name}` there needs `{absent[0]}`, which it has not")
+        shape = [config[size] if isinstance(size, str) else size for size in sizes]
         described[filled.name] = torch.empty(shape, dtype=dtype, device="meta")
         fills[filled.name] = filled.fill
         report.filled.append(filled.name)
@@ -247,7 +267,7 @@ def _read_back(
     """Our config for what was made, and what of it is zero and has no place."""
     try:
         data, empty = model_data(family, settings, theirs)
-        data["vocabulary"] = settings.number("vocab_size")
+        data["vocabulary"] = vocabulary_rows(family, settings)
         return decode(ModelConfig, data, "model"), empty
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
@@ -257,22 +277,36 @@ def explicit(model: ModelConfig) -> Plain:
     """Plain data of `model` with what it leaves to be derived."""
     data = model.to_dict()
     data["ties"] = {name: _kept(name, model.ties) for name in model.ties}
-    for side, width in (("", model.hidden), ("target_", model.target_hidden or model.hidden)):
-        embedding = data[f"{side}embedding"]
+    target_width = model.target_hidden or model.hidden
+    sides = [(data["embedding"], data["encoder"], model.hidden)]
+    sides += [(data["target_embedding"], data["decoder"], target_width)]
+    for tower in data["towers"].values():
+        tower["hidden"] = tower["hidden"] or model.hidden
+        sides.append((tower["embedding"], tower["encoder"], tower["hidden"]))
+    for embedding, stack, width in sides:
         if embedding:
-            embedding["size"] = embedding["size"] or width
-            if embedding["norm"] == "none":
-                embedding["norm_eps"] = None
-        stack = data["decoder" if side else "encoder"]
+            _make_explicit(embedding, width)
         if stack and "heads" in stack:
             stack["ffn"] = stack["ffn"] or 4 * width
             stack["kv_heads"] = stack["kv_heads"] or stack["heads"]
             stack["head_size"] = stack["head_size"] or width // stack["heads"]
             if stack["qkv_bias"] is None:
                 stack["qkv_bias"] = stack["bias"]
+            if stack["key_bias"] is None:
+                stack["key_bias"] = stack["qkv_bias"]
             if stack["attention_dropout"] is None:
                 stack["attention_dropout"] = stack["dropout"]
     return data
+
+
+def _make_explicit(embedding: Plain, width: int) -> None:
+    """The same for an embedding and those that it nests."""
+    embedding["size"] = embedding["size"] or width
+    if embedding["norm"] == "none":
+        embedding["norm_eps"] = None
+    for part in embedding["parts"].values():
+        for inner in part.get("embeddings", {}).values():
+            _make_explicit(inner, embedding["size"])
 
 
 def _kept(name: str, ties: Mapping[str, str]) -> str:

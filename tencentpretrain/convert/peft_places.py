@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.convert.huggingface import numbers_of
-from tencentpretrain.convert.keys import Settings
 from tencentpretrain.convert.outgoing import Outgoing
 from tencentpretrain.convert.table import convert
 from tencentpretrain.errors import CheckpointError
@@ -53,9 +52,9 @@ class Places:
     def __init__(self, outgoing: Outgoing, model: ModelConfig, tensors: LazyTensors) -> None:
         self.family = outgoing.family
         self._rules = self.family.rules(model.target)
-        settings = Settings(outgoing.config, self.family.aliases)
+        settings = self.family.settings(outgoing.config)
         self.numbers = numbers_of(self.family, settings, model)
-        is_bare = outgoing.config["architectures"] == [self.family.architectures[""]]
+        is_bare = outgoing.config["architectures"] == [self.family.architectures.get("")]
         self._prefix = self.family.prefix if is_bare else ""
         self._found = convert(self._rules, "theirs", tensors, self.numbers)
         self._tensors = tensors

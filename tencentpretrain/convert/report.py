@@ -17,7 +17,7 @@ class Report:
         tied: Names of what is one with another tensor, and was compared with it.
         recomputed: Names of what follows from the config and is not stored.
         aside: Names of what has no place in the model, and why; a converted run keeps them.
-        empty: Names of what is zero, so that the model is the same without it.
+        empty: Names of what is zero or computed, so that the model is the same without it.
         filled: Names of what the other model has and this one lacks.
         unread: Keys of the config that mean nothing here.
         remarks: Sentences for the user.
@@ -43,7 +43,7 @@ class Report:
             names = [name for name, other in self.aside.items() if other == reason]
             lines.append(f"kept aside, as {reason}: {listed(names)}")
         if self.empty:
-            lines.append(f"left out, as it is zero: {listed(self.empty)}")
+            lines.append(f"left out, as it is zero or computed: {listed(self.empty)}")
         if self.filled:
             lines.append(f"filled in, as the model has none: {listed(self.filled)}")
         if self.unread:

@@ -56,6 +56,10 @@ def read_tokenizer(folder: Path, model_type: str) -> Tokenizer | None:
         options = {"merges": str(folder / MERGES)}
         options["add_prefix_space"] = config.get("add_prefix_space", False)
         return _build("bpe", folder / JSON_VOCABULARY, folder, **options)
+    if (folder / XLMR_MODEL).is_file() and (folder / JSON_VOCABULARY).is_file():
+        numbers = {"numbers": str(folder / JSON_VOCABULARY)}
+        is_lower = bool(config.get("do_lower_case"))
+        return _build("sentencepiece", folder / XLMR_MODEL, folder, **numbers, lowercase=is_lower)
     if (folder / XLMR_MODEL).is_file():
         return _build("sentencepiece", folder / XLMR_MODEL, folder, ids="xlmr")
     if (folder / LLAMA_MODEL).is_file():
@@ -94,7 +98,12 @@ def _specials(folder: Path) -> dict[Role, str]:
 
 
 def tokenizer_files(
-    tokenizer: Tokenizer, *, is_framed: bool, has_segments: bool, length: int | None
+    tokenizer: Tokenizer,
+    *,
+    is_framed: bool,
+    has_segments: bool,
+    length: int | None,
+    hears: bool = False,
 ) -> dict[str, bytes] | None:
     """Files by name from which `transformers` makes the same tokenizer; None if it cannot.
 
@@ -103,6 +112,7 @@ def tokenizer_files(
         is_framed: Whether special tokens stand around texts.
         has_segments: Whether the model tells the texts of a pair apart.
         length: Greatest number of tokens of a row; None for any.
+        hears: Whether it writes what a model of speech hears.
     """
     saved = _saved(tokenizer)
     specials = {role: name for role, name in tokenizer.specials.items() if name is not None}
@@ -121,8 +131,14 @@ def tokenizer_files(
         if is_framed:
             content = _framed(content, tokenizer, specials, has_segments)
         return {SAVED: content.encode(), CONFIG: _json(config)}
-    is_xlmr = json.loads(saved[DESCRIPTION]).get("ids") == "xlmr"
-    if is_xlmr:
+    description = json.loads(saved[DESCRIPTION])
+    if hears:
+        numbers = {tokenizer.token(number): number for number in range(tokenizer.vocab_size)}
+        config["tokenizer_class"] = "Speech2TextTokenizer"
+        config["do_lower_case"] = bool(description.get("lowercase"))
+        vocabulary = saved.get(JSON_VOCABULARY) or _json(numbers)
+        return {XLMR_MODEL: saved[MODEL], JSON_VOCABULARY: vocabulary, CONFIG: _json(config)}
+    if description.get("ids") == "xlmr":
         config["tokenizer_class"] = "XLMRobertaTokenizer"
         return {XLMR_MODEL: saved[MODEL], CONFIG: _json(config)}
     if tokenizer.id("<0x00>") is not None:

@@ -117,13 +117,38 @@ class SkippedRows(Transform):
 
 @dataclass(frozen=True)
 class Squeezed(Transform):
-    """Theirs has a first dimension of size 1 that ours lacks."""
+    """Theirs has first dimensions of size 1 that ours lacks.
+
+    Args:
+        dims: How many.
+    """
+
+    dims: int = 1
 
     def to_ours(self, theirs: Sequence[Tensor], numbers: Numbers) -> list[Tensor]:
-        return [tensor.squeeze(0) for tensor in theirs]
+        return [tensor.squeeze(tuple(range(self.dims))) for tensor in theirs]
 
     def to_theirs(self, ours: Sequence[Tensor], numbers: Numbers) -> list[Tensor]:
-        return [tensor.unsqueeze(0) for tensor in ours]
+        return [tensor[(None,) * self.dims] for tensor in ours]
+
+
+@dataclass(frozen=True)
+class ChannelsFirst(Transform):
+    """Rows are pixels of a patch: theirs pixel by pixel, ours channel by channel.
+
+    Args:
+        channels: Name of the number of channels.
+    """
+
+    channels: str = "channels"
+
+    def to_ours(self, theirs: Sequence[Tensor], numbers: Numbers) -> list[Tensor]:
+        split = -1, numbers[self.channels]
+        return [tensor.unflatten(0, split).transpose(0, 1).flatten(0, 1) for tensor in theirs]
+
+    def to_theirs(self, ours: Sequence[Tensor], numbers: Numbers) -> list[Tensor]:
+        split = numbers[self.channels], -1
+        return [tensor.unflatten(0, split).transpose(0, 1).flatten(0, 1) for tensor in ours]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.train.tensor_file import SUFFIX, LazyTensors, open_tensors
 
-TORCH_SUFFIXES: Final = (".bin", ".pt", ".pth")
+TORCH_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
 WHOLE: Final = (f"model{SUFFIX}", "pytorch_model.bin")
 """Files of a folder that hold all weights, the preferred one first."""
 INDICES: Final = (

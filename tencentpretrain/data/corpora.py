@@ -12,6 +12,8 @@ from tencentpretrain.errors import DataError
 
 Format = Literal["sentences", "lines", "text", "jsonl", "tsv"]
 Content = Literal["text", "pair", "label", "chat"]
+MediaFormat = Literal["image", "image_text", "audio", "audio_text"]
+MEDIA_FORMATS: Final[tuple[MediaFormat, ...]] = ("image", "image_text", "audio", "audio_text")
 FORMATS: Final[dict[Content, tuple[Format, ...]]] = {
     "text": ("sentences", "lines", "text", "jsonl", "tsv"),
     "pair": ("lines", "jsonl", "tsv"),
@@ -48,6 +50,10 @@ class FieldsConfig(Config):
     joined with newlines."""
     answer: str = "answer"
     """What the assistant answers to the prompt."""
+    path: str = "path"
+    """Path of an image or sound, from the folder of the file that lists it on."""
+    text: str = "text"
+    """Caption of an image, or what is said in a sound."""
 
     @check("prompt")
     def _some_prompt(self) -> str | None:
@@ -63,20 +69,29 @@ class CorpusConfig(Config):
     """Where the raw text is and how it is laid out."""
 
     path: str | list[str]
-    """File, directory or glob, or a list of them; files may be compressed with gzip."""
+    """File, directory or glob, or a list of them; files may be compressed with gzip. Images and
+    sounds: folders of classes, tar files of such folders, and lists (.tsv, .jsonl) of files."""
     content: Content = "text"
     """What is learned from: `text`; a `pair` of a source and a target text; one or two texts with a
     `label`; or conversations (`chat`)."""
-    format: Literal["auto", "sentences", "lines", "text", "jsonl", "tsv"] = "auto"
+    format: Literal["auto", "sentences", "lines", "text", "jsonl", "tsv"] | MediaFormat = "auto"
     """`sentences`: one a line, blank lines between documents; `lines`: one document a line, with
     tabs between the texts of a pair, or the label and its texts; `text`: a file is one document and
     keeps its newlines; `jsonl`; `tsv`: the first line names the columns; `auto`: jsonl and tsv by
-    their extension, else sentences, or lines for pairs and labels."""
+    their extension, else sentences, or lines for pairs and labels; `image`, `image_text`, `audio`
+    and `audio_text`, instead of content: encoded files, maybe with captions or transcripts."""
     fields: FieldsConfig = FieldsConfig()
     """Names of what a record holds, where the content is not text."""
     template: Literal["chatml", "plain"] = "chatml"
     """How conversations are written: `chatml` (<|im_start|>role, newline, content, <|im_end|>,
     newline), or `plain` (the tokens bos, prompt, answer, eos)."""
+    store: Literal["bytes", "path"] = "bytes"
+    """What the shards hold of images and sounds: the encoded files, or where they are."""
+    bad_files: Literal["error", "skip"] = "error"
+    """What to do with an image or sound that is missing or cannot be decoded; those skipped are
+    listed in `left_out.tsv` of the output."""
+    caption: str | None = None
+    """Text of images and sounds that have none, such as `a photo of a {label}`."""
     field: str = "text"
     """Key of a JSON line that holds the text of the document, where the content is text."""
     column: str = "text_a"
@@ -100,12 +115,36 @@ class CorpusConfig(Config):
 
     @check("content", "format")
     def _content_has_format(self) -> str | None:
+        if self.format in MEDIA_FORMATS:
+            has_other = self.content != "text"
+            return f"format={self.format} is also the content; leave content out" * has_other
         if self.format in ("auto", *FORMATS[self.content]):
             return None
         return (
             f"format must be {' or '.join(FORMATS[self.content])} for content={self.content}, "
             f"but is {self.format}"
         )
+
+    @check("format", "store", "bad_files", "caption")
+    def _files_have_format(self) -> str | None:
+        if self.format in MEDIA_FORMATS:
+            has_text = self.format.endswith("_text")
+            if self.caption is None or (has_text and "{label}" in self.caption):
+                return None
+            return "caption must hold {label}, and is for format=image_text or audio_text"
+        if (self.store, self.bad_files, self.caption) == ("bytes", "error", None):
+            return None
+        return f"store, bad_files and caption are for {', '.join(MEDIA_FORMATS)}; leave them out"
+
+    @property
+    def media(self) -> MediaFormat | None:
+        """The format, where that is one of images or sounds."""
+        return self.format if self.format in MEDIA_FORMATS else None
+
+    @property
+    def kind(self) -> Content | MediaFormat:
+        """What is learned from, whichever key says so."""
+        return self.media or self.content
 
     @property
     def columns(self) -> tuple[list[str], list[str]]:
@@ -169,8 +208,9 @@ def _is_hidden(file: Path, root: Path) -> bool:
 
 
 def _format_of(file: Path, config: CorpusConfig) -> Format:
-    if config.format != "auto":
-        return config.format
+    given = next((known for known in FORMATS["text"] if known == config.format), None)
+    if given is not None:
+        return given
     name = file.name.removesuffix(".gz")
     usual = FORMATS[config.content]
     found = EXTENSIONS.get(Path(name).suffix.lower())

@@ -39,6 +39,7 @@ class Encoded:
         target_tokens: number of tokens in the target column.
         target_unknown: how many of them are the unknown token.
         labels: those that the values of the column of labels stand for, by their first appearance.
+        left_out: names of files that were left out, and why.
     """
 
     columns: dict[str, Ragged]
@@ -52,6 +53,7 @@ class Encoded:
     target_tokens: int = 0
     target_unknown: int = 0
     labels: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from types import ModuleType
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from tencentpretrain.errors import DataError
+
+EngineName = Literal["local", "ray"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -114,8 +116,26 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = own
 
 
-def make_engine(workers: int) -> Engine:
-    """The engine for a number of local workers."""
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def make_engine(workers: int | None = None, name: EngineName = "local") -> Engine:
+    """The engine of a name.
+
+    Args:
+        workers: None is one for each core, of this machine or of the cluster.
+        name: `local`, or `ray` for the machines of a Ray cluster.
+
+    Raises:
+        DataError: if Ray is not installed.
+    """
+    if name == "ray":
+        from tencentpretrain.data.ray_engine import RayEngine
+
+        return RayEngine(workers)
+    workers = available_cores() if workers is None else workers
     return SerialEngine() if workers == 1 else ProcessEngine(workers)
 
 

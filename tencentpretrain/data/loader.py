@@ -9,7 +9,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -101,11 +101,7 @@ class Loader:
     ) -> None:
         if not len(examples):
             raise DataError("there is no example to train on; give data with at least one")
-        if batch_size % world:
-            raise ConfigError.at(
-                "trainer.batch_size",
-                f"must be a multiple of the number of processes, {world}, but is {batch_size}",
-            )
+        require_equal_shares(batch_size, world)
         self.examples = examples
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
@@ -158,6 +154,44 @@ def evaluation_batches(
     places = range(0, count, micro_batch_size)
     for batches in serve(_Rows(examples, micro_batch_size, count), places, workers):
         yield from batches
+
+
+def require_equal_shares(batch_size: int, world: int) -> None:
+    """Refuse a batch that `world` ranks cannot share equally.
+
+    Raises:
+        ConfigError: if there is a remainder.
+    """
+    if batch_size % world:
+        raise ConfigError.at(
+            "trainer.batch_size",
+            f"must be a multiple of the number of processes, {world}, but is {batch_size}",
+        )
+
+
+class Shared(NamedTuple):
+    """A batch for one of several ranks; `counts` is False where another one has it, too."""
+
+    batch: Batch
+    counts: bool
+
+
+def shared_batches(
+    examples: Examples,
+    micro_batch_size: int,
+    limit: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Shared]:
+    """As `evaluation_batches`, dealt to `world` ranks, of which each gets as many batches."""
+    count = len(examples) if limit is None else min(limit, len(examples))
+    places = range(0, count, micro_batch_size)
+    turns = range(rank, -(-len(places) // world) * world, world)
+    keys = [places[min(turn, len(places) - 1)] for turn in turns]
+    made = serve(_Rows(examples, micro_batch_size, count), keys, 0)
+    for turn, batches in zip(turns, made, strict=True):
+        for batch in batches:
+            yield Shared(batch, turn < len(places))
 
 
 class _Steps(Dataset[Any]):

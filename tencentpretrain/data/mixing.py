@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from math import lcm
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from tencentpretrain.data.loader import Examples, ShuffledEpochs
 from tencentpretrain.data.order import hash_int
 from tencentpretrain.data.packing import Integers
 from tencentpretrain.types import Batch
+
+if TYPE_CHECKING:
+    from tencentpretrain.targets.companion import Companion, Setting
 
 TURN: Final = 0x7E4
 """Part of the key of where the sequence of a source begins."""
@@ -54,6 +57,25 @@ class Mixture:
     def collate(self, examples: list[Any]) -> Batch:
         """As the first source does."""
         return self._sources[0].collate(examples)
+
+    def sizes(self) -> Integers | None:
+        """Cost [N] of each example; None where those of a source are all alike."""
+        found = [getattr(examples, "sizes", _unknown)() for examples in self._sources]
+        parts = [part for part in found if part is not None]
+        return np.concatenate(parts) if len(parts) == len(found) else None
+
+    def companion(self, setting: Setting) -> Companion | None:
+        """That of the first source: all have one objective."""
+        companion: Companion | None = getattr(self._sources[0], "companion", _nothing)(setting)
+        return companion
+
+
+def _unknown() -> None:
+    """The sizes of examples that have none."""
+
+
+def _nothing(setting: Setting) -> None:
+    """The companion of examples that have none."""
 
 
 class MixedOrder:

@@ -6,18 +6,14 @@ Imports neither torch nor anything that does, so that it starts at once.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
-from typing import Annotated, Final, Self
-
-import numpy as np
-from pydantic import Field
+from typing import Annotated, Any, Final, Self
 
 from tencentpretrain.config import (
     Choice,
@@ -29,45 +25,48 @@ from tencentpretrain.config import (
     check,
 )
 from tencentpretrain.data.chat import TEMPLATES
-from tencentpretrain.data.corpora import CorpusConfig, CorpusFile, find_files
+from tencentpretrain.data.corpora import CorpusConfig, find_files
 from tencentpretrain.data.encode import EncoderFactory
 from tencentpretrain.data.encoded import Encoded
-from tencentpretrain.data.engine import make_engine
-from tencentpretrain.data.progress import Progress, duration
+from tencentpretrain.data.engine import Engine, EngineName, make_engine
+from tencentpretrain.data.media.encode import MediaEncoderFactory
+from tencentpretrain.data.media.records import find_media, grouped, total_size
+from tencentpretrain.data.progress import Progress
 from tencentpretrain.data.segment import build_segmenter
-from tencentpretrain.data.shard_format import LABEL, record_columns
-from tencentpretrain.data.shard_writer import SHARD_TOKENS, Ragged, ShardWriter
-from tencentpretrain.data.slices import Slice, slices
+from tencentpretrain.data.shard_format import LABEL, media_columns, record_columns
+from tencentpretrain.data.shard_writer import SHARD_BYTES, SHARD_TOKENS, ShardWriter
+from tencentpretrain.data.slices import Part, part_slices
+from tencentpretrain.data.summary import Summary
 from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.registry import load_plugins
 from tencentpretrain.tokenizers.base import TOKENIZERS, Tokenizer, build_tokenizer
 
 logger = logging.getLogger(__name__)
 
-SHOWN_LABELS: Final = 20
-"""Labels that the summary names."""
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
 
 class PreprocessConfig(Config):
     """Keys of `preprocess.py`."""
 
-    tokenizer: Annotated[SerializeAsAny[ComponentConfig], Choice(TOKENIZERS)]
-    """Kind and vocabulary of the tokenizer."""
+    tokenizer: Annotated[SerializeAsAny[ComponentConfig] | None, Choice(TOKENIZERS)] = None
+    """Kind and vocabulary of the tokenizer; only images and sounds without texts need none."""
     target_tokenizer: Annotated[SerializeAsAny[ComponentConfig] | None, Choice(TOKENIZERS)] = None
     """Kind and vocabulary of the tokenizer of the targets of pairs; null is that of the sources."""
     corpus: CorpusConfig
     """Where the raw text is and how it is laid out."""
     output: PathLike
     """Directory to make; it holds the shards and the tokenizer."""
-    workers: PositiveInt = Field(default_factory=available_cores)
-    """Number of local processes; by default one for each core. The output does not depend on it."""
+    engine: EngineName = "local"
+    """Where the work is done: by processes of this machine (`local`), or by a Ray cluster (`ray`).
+    The output does not depend on it."""
+    workers: PositiveInt | None = None
+    """Number of processes, null is one for each core. The output does not depend on it."""
+    part: str = "1/1"
+    """K/N makes only the K-th of N parts of the corpus, for an array of jobs; all directories
+    together, in their order, are one data.path with the documents of the whole."""
     shard_tokens: PositiveInt = SHARD_TOKENS
     """A shard is closed behind the document that reaches this many tokens."""
+    shard_bytes: PositiveInt = SHARD_BYTES
+    """The same for the bytes of images and sounds, which count instead of tokens."""
     segmenter: str = "none"
     """Finds words to be masked as a whole: `none` (spaces and pieces tell), `jieba` (Chinese), or
     `package.module:function`, from a sentence to its words."""
@@ -76,82 +75,44 @@ class PreprocessConfig(Config):
     plugins: list[str] = []
     """Packages to import, which may register tokenizers and define segmenters."""
 
+    @check("part", "corpus")
+    def _is_part(self) -> str | None:
+        number, _, count = self.part.partition("/")
+        are_numbers = number.isdecimal() and count.isdecimal()
+        if not are_numbers or not 1 <= int(number) <= int(count):
+            return f"part must be K/N with K from 1 to N, such as 3/16, but is {self.part}"
+        if self.corpus.media is not None and int(count) > 1:
+            return "part is for texts; divide images and sounds by corpus.path"
+        return None
+
+    @property
+    def chosen_part(self) -> Part:
+        """What of the corpus is made."""
+        number, count = self.part.split("/")
+        return Part(int(number), int(count))
+
+    @check("tokenizer", "corpus")
+    def _texts_have_tokenizer(self) -> str | None:
+        kind = self.corpus.kind
+        if kind in ("image", "audio"):
+            has_one = self.tokenizer is not None
+            return f"tokenizer is for texts, but corpus.format={kind} has none" * has_one
+        return None if self.tokenizer else "tokenizer is required, but was not given"
+
     @check("target_tokenizer", "corpus")
     def _only_pairs_have_targets(self) -> str | None:
-        if self.target_tokenizer is None or self.corpus.content == "pair":
+        if self.target_tokenizer is None or self.corpus.kind == "pair":
             return None
         return (
-            f"target_tokenizer is for corpus.content=pair, but that is {self.corpus.content}; "
+            f"target_tokenizer is for corpus.content=pair, but that is {self.corpus.kind}; "
             "leave one of them out"
         )
 
     @check("segmenter", "corpus")
     def _only_text_has_words(self) -> str | None:
-        if self.segmenter == "none" or self.corpus.content in ("text", "label"):
+        if self.segmenter == "none" or self.corpus.kind in ("text", "label"):
             return None
-        return f"segmenter must be none for corpus.content={self.corpus.content}"
-
-
-@dataclass
-class Summary:
-    """Totals of a corpus."""
-
-    documents: int = 0
-    sentences: int = 0
-    tokens: int = 0
-    unknown: int = 0
-    size: int = 0
-    target_tokens: int = 0
-    target_unknown: int = 0
-    labels: dict[str, int] = field(default_factory=dict)
-    """Number of each label, in the order of the first documents that have them."""
-    remarks: Counter[str] = field(default_factory=Counter)
-
-    def add(self, encoded: Encoded) -> None:
-        self.documents += encoded.documents
-        self.sentences += encoded.sentences
-        self.tokens += encoded.tokens
-        self.unknown += encoded.unknown
-        self.size += encoded.size
-        self.target_tokens += encoded.target_tokens
-        self.target_unknown += encoded.target_unknown
-        self.remarks.update(encoded.remarks)
-
-    def number(self, encoded: Encoded) -> None:
-        """Put the numbers of labels in the whole corpus for those in the slice."""
-        if LABEL in encoded.columns:
-            found = [self.labels.setdefault(name, len(self.labels)) for name in encoded.labels]
-            column = encoded.columns[LABEL]
-            numbers = np.array(found, np.int32)[column.values]
-            encoded.columns[LABEL] = Ragged(numbers, column.lengths)
-
-    def counts(self) -> dict[str, int]:
-        """What the index of the shards records: nothing that depends on how the work was cut."""
-        totals = {"sentences": self.sentences, "unknown tokens": self.unknown}
-        if self.target_tokens:
-            totals["target tokens"] = self.target_tokens
-            totals["unknown target tokens"] = self.target_unknown
-        return totals | dict(sorted(self.remarks.items()))
-
-    def lines(self, seconds: float) -> Iterator[str]:
-        rate = self.unknown / self.tokens
-        yield f"documents       {self.documents:,}"
-        yield f"sentences       {self.sentences:,}"
-        yield f"tokens          {self.tokens:,}"
-        yield f"unknown tokens  {self.unknown:,} ({rate:.3%})"
-        if self.target_tokens:
-            rate = self.target_unknown / self.target_tokens
-            yield f"target tokens   {self.target_tokens:,} ({rate:.3%} unknown)"
-        if self.labels:
-            names = list(self.labels)
-            shown = ", ".join(names[:SHOWN_LABELS]) + ", ..." * (len(names) > SHOWN_LABELS)
-            yield f"labels          {len(names):,} ({shown})"
-        yield f"text            {self.size:,} bytes"
-        yield f"time            {duration(seconds)} ({self.size / 1e6 / seconds:.2f} MB/s)"
-        for reason, count in sorted(self.remarks.items()):
-            yield f"left out or changed: {count:,} {reason}"
-        if not self.remarks:
-            yield "left out or changed: nothing"
+        return f"segmenter must be none for corpus.content={self.corpus.kind}"
 
 
 def run_preprocess(config: PreprocessConfig) -> int:
@@ -163,23 +124,19 @@ def run_preprocess(config: PreprocessConfig) -> int:
     with before_start():
         load_plugins(config.plugins)
         build_segmenter(config.segmenter)
-        tokenizer = build_tokenizer(config.tokenizer)
+        tokenizer = None if config.tokenizer is None else build_tokenizer(config.tokenizer)
         second = config.target_tokenizer
         target = None if second is None else build_tokenizer(second)
         writer = _writer(config, tokenizer, target)
-        files = find_files(config.corpus)
-        if config.corpus.content == "chat":
-            template = TEMPLATES[config.corpus.template](tokenizer)
-            if template.warning:
-                logger.warning(template.warning)
-    plugins = tuple(config.plugins)
-    factory = EncoderFactory(tokenizer, config.corpus, config.segmenter, plugins, target)
+        work = _work(config, tokenizer, target)
+        engine = make_engine(config.workers, config.engine)
     try:
         with Interruption() as interruption, writer:
             with interruption.raised():
-                summary, seconds = _encode(config, files, factory, writer)
+                summary, seconds = _encode(config, work, engine, writer)
             writer.source = summary.counts()
-            writer.labels = list(summary.labels) if config.corpus.content == "label" else None
+            writer.notes = summary.notes()
+            writer.labels = list(summary.labels) if LABEL in writer.columns else None
     except Interrupted as signalled:
         logger.warning("interrupted; %s was not written", config.output)
         return 128 + signalled.number
@@ -189,50 +146,90 @@ def run_preprocess(config: PreprocessConfig) -> int:
 
 
 def _writer(
-    config: PreprocessConfig, tokenizer: Tokenizer, target_tokenizer: Tokenizer | None
+    config: PreprocessConfig, tokenizer: Tokenizer | None, target_tokenizer: Tokenizer | None
 ) -> ShardWriter:
+    corpus, vocab_size = config.corpus, 1 if tokenizer is None else tokenizer.vocab_size
+    if corpus.media is not None:
+        columns = media_columns(corpus.media, vocab_size, corpus.store)
+    else:
+        columns = record_columns(
+            corpus.content,
+            vocab_size,
+            None if target_tokenizer is None else target_tokenizer.vocab_size,
+            has_words=config.segmenter != "none",
+        )
     return ShardWriter(
         config.output,
         tokenizer,
-        columns=record_columns(
-            config.corpus.content,
-            tokenizer.vocab_size,
-            None if target_tokenizer is None else target_tokenizer.vocab_size,
-            has_words=config.segmenter != "none",
-        ),
+        columns=columns,
+        vocab_size=vocab_size,
         target_tokenizer=target_tokenizer,
         shard_tokens=config.shard_tokens,
+        shard_bytes=config.shard_bytes,
         overwrite=config.overwrite,
     )
 
 
+@dataclass(frozen=True)
+class Work:
+    """What there is to encode.
+
+    Args:
+        make: Makes the function that a worker applies to each piece.
+        pieces: Parts of the corpus, in its order.
+        total: Bytes on the disk.
+        remarks: Counts what is left out while the pieces are made, by reason.
+        source: What messages call the corpus.
+    """
+
+    make: Callable[[], Callable[[Any], Encoded]]
+    pieces: Iterable[Any]
+    total: int
+    remarks: Counter[str]
+    source: str
+
+
+def _work(config: PreprocessConfig, tokenizer: Tokenizer | None, target: Tokenizer | None) -> Work:
+    """What there is to encode; nothing of it is read but lists of files."""
+    corpus, plugins, remarks = config.corpus, tuple(config.plugins), Counter[str]()
+    if corpus.media is not None:
+        media = MediaEncoderFactory(corpus, tokenizer, plugins)
+        pieces = grouped(find_media(corpus, remarks))
+        return Work(media, pieces, total_size(corpus), remarks, f"{corpus.path} holds")
+    assert tokenizer is not None
+    files = find_files(corpus)
+    if corpus.content == "chat":
+        template = TEMPLATES[corpus.template](tokenizer)
+        if template.warning:
+            logger.warning(template.warning)
+    make = EncoderFactory(tokenizer, corpus, config.segmenter, plugins, target)
+    source = f"{len(files)} files hold" if len(files) > 1 else f"{files[0].path} holds"
+    part = config.chosen_part
+    if part.count > 1:
+        source = f"part {config.part} of {source.replace('holds', 'hold')}"
+    total = sum(file.size for file in files) // part.count
+    return Work(make, part_slices(files, corpus, part), total, remarks, source)
+
+
 def _encode(
-    config: PreprocessConfig,
-    files: Sequence[CorpusFile],
-    factory: EncoderFactory,
-    writer: ShardWriter,
+    config: PreprocessConfig, work: Work, engine: Engine, writer: ShardWriter
 ) -> tuple[Summary, float]:
     """Write all documents; return their totals and the seconds it took."""
-    summary = Summary()
-    engine = make_engine(config.workers)
-    encoder = engine.map(factory, _all_slices(files, config.corpus))
-    with Progress(sum(file.size for file in files)) as progress, closing(encoder):
+    summary = Summary() if config.corpus.media is None else Summary("files")
+    encoder = engine.map(work.make, work.pieces)
+    with Progress(work.total) as progress, closing(encoder):
         for encoded in encoder:
             summary.number(encoded)
             writer.write(encoded.columns)
             summary.add(encoded)
             progress.add(encoded.consumed, encoded.documents)
-    if summary.tokens == 0:
+    summary.remarks.update(work.remarks)
+    if summary.documents == 0:
         reasons = "".join(f"; {count} {reason}" for reason, count in summary.remarks.items())
-        count = f"{len(files)} files hold" if len(files) > 1 else f"{files[0].path} holds"
+        what = "text" if config.corpus.media is None else config.corpus.media
         with before_start():  # nothing was written
-            raise DataError(f"corpus.path: {count} no text at all{reasons}")
+            raise DataError(f"corpus.path: {work.source} no {what} at all{reasons}")
     return summary, progress.seconds
-
-
-def _all_slices(files: Sequence[CorpusFile], config: CorpusConfig) -> Iterator[Slice]:
-    for file in files:
-        yield from slices(file, config)
 
 
 class Interrupted(Exception):

@@ -24,6 +24,7 @@ class Grid:
 
     def __init__(self, rows: Sequence[NDArray[Any]], step: int, limit: int) -> None:
         lengths = np.array([len(row) for row in rows])
+        self.lengths = tuple(lengths.tolist())
         longest = int(lengths.max())
         self.width = max(longest, min(-(-longest // step) * step, limit))
         self.tokens = int(lengths.sum())
@@ -33,6 +34,13 @@ class Grid:
         """The values of `rows` as int64 [B, S]."""
         values = np.full(self._valid.shape, padding, np.int64)
         values[self._valid] = np.concatenate(rows)
+        return torch.from_numpy(values)
+
+    def fill_vectors(self, rows: Sequence[NDArray[np.float32]]) -> Tensor:
+        """The values of `rows`, which are [length, F] each, as float32 [B, S, F], 0 as padding."""
+        values = np.zeros((*self._valid.shape, rows[0].shape[1]), np.float32)
+        for row, vectors in zip(values, rows, strict=True):
+            row[: len(vectors)] = vectors
         return torch.from_numpy(values)
 
     def flat(self, positions: Sequence[NDArray[Any]]) -> Tensor:

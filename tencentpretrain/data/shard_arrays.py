@@ -16,6 +16,7 @@ from tencentpretrain.data.shard_format import (
     TARGET,
     Array,
     Index,
+    counted_column,
     offsets_name,
     values_name,
 )
@@ -149,7 +150,9 @@ def check_values(shard: ShardArrays) -> None:
             )
     if index.labels is not None:
         numbers, counts = shard.values[LABEL], np.diff(shard.offsets[LABEL])
-        if (counts != 1).any() or not set(np.unique(numbers)) <= {*range(len(index.labels))}:
+        least = 1 if counted_column(index.columns) == MAIN else 0  # media need no label
+        is_one = ((counts >= least) & (counts <= 1)).all()
+        if not is_one or not set(np.unique(numbers)) <= {*range(len(index.labels))}:
             raise DataError(
                 f"{shard} must hold one of {len(index.labels)} labels for each document, but does "
                 "not; preprocess again"

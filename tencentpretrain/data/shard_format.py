@@ -10,7 +10,10 @@ target_tokenizer/ the tokenizer of the targets of pairs, if that is another one
 
 Text has tokens and sentences, and maybe words. Pairs of texts have a ragged column "target"; one or
 two labelled texts are the sentences of a document with one value in the column "label";
-conversations, whose sentences are the turns, have a bit "supervised" for each token.
+conversations, whose sentences are the turns, have a bit "supervised" for each token. Images and
+sounds have their encoded bytes in a column "media", or where they are in "path", and a label or
+none, sounds also their length in "duration"; those without texts have no tokens, no sentences and
+no tokenizer.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -27,7 +31,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from tencentpretrain.data.checksum import file_checksum
-from tencentpretrain.data.corpora import Content
+from tencentpretrain.data.corpora import Content, MediaFormat
 from tencentpretrain.errors import DataError
 
 FORMAT_VERSION: Final = 1
@@ -40,6 +44,12 @@ TARGET: Final = "target"
 """Column of the ids of the second text of a pair."""
 LABEL: Final = "label"
 """Column of the number of the label of a document."""
+MEDIA: Final = "media"
+"""Column of the encoded bytes of an image or sound."""
+PATH: Final = "path"
+"""Column of the absolute path of the file of an image or sound, in UTF-8."""
+DURATION: Final = "duration"
+"""Column of the length of a sound in milliseconds."""
 SUPERVISED: Final = "supervised"
 """Column of what is learned of a conversation, along the main one."""
 
@@ -134,10 +144,29 @@ def text_columns(vocab_size: int, has_words: bool = False) -> dict[str, Column]:
     return columns | ({"words": Column(dtype="bit", along=MAIN)} if has_words else {})
 
 
+def media_columns(
+    content: MediaFormat, vocab_size: int, store: Literal["bytes", "path"]
+) -> dict[str, Column]:
+    """Columns of images or sounds: their texts, where they have some, labels, and themselves."""
+    columns = text_columns(vocab_size)
+    if not content.endswith("_text"):
+        del columns["sentences"]
+    stored = MEDIA if store == "bytes" else PATH
+    columns |= {LABEL: Column(dtype="int32"), stored: Column(dtype="uint8")}
+    if content.startswith("audio"):
+        columns[DURATION] = Column(dtype="uint32")
+    return columns
+
+
+def counted_column(columns: Collection[str]) -> str:
+    """The column whose values say how large a shard is."""
+    return next((name for name in (MEDIA, PATH) if name in columns), MAIN)
+
+
 def record_columns(
     content: Content, vocab_size: int, target_vocab_size: int | None = None, has_words: bool = False
 ) -> dict[str, Column]:
-    """Columns of a corpus of any content; those of tokenised text, and one more for records."""
+    """Columns of a corpus of text; those of tokenised text, and one more for records."""
     columns = text_columns(vocab_size, has_words)
     if content == "pair":
         columns[TARGET] = Column(dtype=token_dtype(target_vocab_size or vocab_size))

@@ -27,6 +27,7 @@ from tencentpretrain.data.shard_format import (
     Column,
     Shard,
     StoredFile,
+    counted_column,
     fingerprint_of,
     offsets_name,
     text_columns,
@@ -36,6 +37,7 @@ from tencentpretrain.errors import DataError
 from tencentpretrain.tokenizers.base import Tokenizer
 
 SHARD_TOKENS: Final = 1 << 27
+SHARD_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class ShardWriter:
         target_tokenizer: that of the targets of pairs, if it is another one; saved too.
         target_vocab_size: ids of targets are below it; that of their tokenizer where None.
         shard_tokens: a shard is closed behind the document that reaches this many tokens.
+        shard_bytes: the same for the bytes of images and sounds, or of their paths.
 
     Raises:
         DataError: if `directory` exists.
@@ -74,6 +77,7 @@ class ShardWriter:
         target_tokenizer: Tokenizer | None = None,
         target_vocab_size: int | None = None,
         shard_tokens: int = SHARD_TOKENS,
+        shard_bytes: int = SHARD_BYTES,
         overwrite: bool = False,
     ) -> None:
         if vocab_size is None:
@@ -92,7 +96,10 @@ class ShardWriter:
         """What the numbers of labels stand for; to be set where there are any."""
         self._tokenizer = tokenizer
         self._target_tokenizer = target_tokenizer
-        self._shard_tokens = shard_tokens
+        self.notes: dict[str, str] = {}
+        """Texts by the names of files that are saved beside the shards, for people to read."""
+        self._counted = counted_column(self.columns)
+        self._full = shard_tokens if self._counted == MAIN else shard_bytes
         self._shards: list[Shard] = []
         self._stored: dict[str, StoredFile] = {}
         self._open: _OpenShard | None = None
@@ -123,19 +130,19 @@ class ShardWriter:
 
     def write(self, documents: Mapping[str, Ragged]) -> None:
         """Append documents; a column along another one needs no lengths of its own."""
-        main = documents[MAIN]
-        ends = np.concatenate([[0], np.cumsum(main.lengths)])
-        start, count = 0, len(main.lengths)
+        sizes = documents[self._counted].lengths
+        ends = np.concatenate([[0], np.cumsum(sizes)])
+        start, count = 0, len(sizes)
         while start < count:
             shard = self._open = self._open or _OpenShard(
                 self._temporary, len(self._shards), self.columns
             )
             # The first document that fills the shard is its last one.
-            full = ends[start] + self._shard_tokens - shard.tokens
+            full = ends[start] + self._full - shard.counts[self._counted]
             stop = min(int(np.searchsorted(ends, full)), count)
             shard.append(documents, start, stop)
             start = stop
-            if shard.tokens >= self._shard_tokens:
+            if shard.counts[self._counted] >= self._full:
                 self._close_shard()
 
     def add(self, sentences: Sequence[Sequence[int]]) -> None:
@@ -164,6 +171,8 @@ class ShardWriter:
             if tokenizer is not None:
                 tokenizer.save(self._temporary / name)
                 _sync(self._temporary / name)
+        for name, text in self.notes.items():
+            (self._temporary / name).write_text(text, encoding="utf-8")
         content: dict[str, Any] = {
             "format": FORMAT_VERSION,
             "documents": sum(shard.documents for shard in self._shards),
@@ -205,7 +214,6 @@ class _OpenShard:
     """The files of the shard that is being written."""
 
     def __init__(self, directory: Path, number: int, columns: dict[str, Column]) -> None:
-        self.tokens = 0
         self._columns = columns
         self._documents = 0
         self._max_token = -1
@@ -218,7 +226,7 @@ class _OpenShard:
             for name, column in columns.items()
             if column.along is None
         }
-        self._counts = dict.fromkeys(columns, 0)
+        self.counts = dict.fromkeys(columns, 0)
         self._rest: dict[str, Array] = {
             name: np.zeros(0, bool) for name, column in columns.items() if column.dtype == "bit"
         }
@@ -236,15 +244,14 @@ class _OpenShard:
             if len(values) != last - first:
                 raise ValueError(f"column `{name}` has fewer values than its lengths say")
             if column.along is None:
-                self._offsets[name].append(self._counts[name] + ends[start:stop] - first)
-            self._counts[name] += last - first
+                self._offsets[name].append(self.counts[name] + ends[start:stop] - first)
+            self.counts[name] += last - first
             if column.dtype == "bit":
                 values = self._pack(name, values)
             self._values[name].append(values)
             if name == MAIN and last > first:
                 self._max_token = max(self._max_token, int(values.max()))
         self._documents += stop - start
-        self.tokens = self._counts[MAIN]
 
     def close(self) -> tuple[Shard, dict[str, StoredFile]]:
         for name, rest in self._rest.items():
@@ -252,7 +259,7 @@ class _OpenShard:
         files = [*self._values.values(), *self._offsets.values()]
         stored = {file.path.name: file.close() for file in files}
         shard = Shard(
-            documents=self._documents, values=dict(self._counts), max_token=self._max_token
+            documents=self._documents, values=dict(self.counts), max_token=self._max_token
         )
         return shard, stored
 

@@ -12,15 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tencentpretrain.data.media.records import read_file
 from tencentpretrain.data.shard_arrays import ShardArrays, check_files, check_values
 from tencentpretrain.data.shard_format import (
     LABEL,
     MAIN,
+    MEDIA,
+    PATH,
     TARGET_TOKENIZER,
     TOKENIZER,
     Array,
     Column,
     Index,
+    counted_column,
     read_index,
     text_columns,
 )
@@ -82,8 +86,18 @@ class ShardSet:
     def _tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.directories[0] / TOKENIZER)
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there are texts at all: images and sounds may have none."""
+        return bool(self.tokenizer_fingerprint)
+
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids."""
+        """The tokenizer that made the ids.
+
+        Raises:
+            DataError: if the documents have no texts.
+        """
+        self._require_texts()
         return self._tokenizer
 
     @cached_property
@@ -92,7 +106,7 @@ class ShardSet:
 
     def target_tokenizer(self) -> Tokenizer:
         """The tokenizer of the targets of pairs: that of the sources, unless it is another."""
-        return self._target_tokenizer if self.has_target_tokenizer else self._tokenizer
+        return self._target_tokenizer if self.has_target_tokenizer else self.tokenizer()
 
     def __len__(self) -> int:
         return self.documents
@@ -102,10 +116,32 @@ class ShardSet:
         parts = [np.diff(shard.offsets[name]) for shard in self._shards]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
+    def values(self, name: str) -> Array:
+        """All values of a column, those of all documents in a row."""
+        parts = [shard.values[name] for shard in self._shards]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
     def label(self, document: int) -> int:
         """Place in `labels` of the label of a document."""
         number = bisect_right(self._starts, document) - 1
         return self._numbers[number][int(self.column(LABEL, document)[0])]
+
+    def media(self, document: int) -> bytes:
+        """The encoded bytes of the image or sound of a document.
+
+        Raises:
+            DataError: if only its path is stored, and the file cannot be read.
+        """
+        if PATH in self.columns:
+            return read_file(self.where(document))
+        return self.column(MEDIA, document).tobytes()
+
+    def where(self, document: int) -> str:
+        """What messages call an image or sound: its path, if that is stored, else its number."""
+        if PATH in self.columns:
+            return self.column(PATH, document).tobytes().decode()
+        shard, local = self._find(document)
+        return f"document {local} of {shard}"
 
     def first_set(self, name: str, start: int = 0) -> NDArray[np.int64]:
         """Place [documents] of the first True of a column of bits, from `start` on.
@@ -126,6 +162,7 @@ class ShardSet:
 
     def sentence_ends(self, document: int) -> Array:
         """Where the sentences of a document end, in tokens; the last end is its length."""
+        self._require_texts()
         return self.column("sentences", document)
 
     def word_starts(
@@ -138,6 +175,7 @@ class ShardSet:
 
     def sentence_boundaries(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ends of all sentences and of all documents, in tokens counted through all documents."""
+        self._require_texts()
         sentences: list[NDArray[np.int64]] = []
         documents: list[NDArray[np.int64]] = []
         base = 0
@@ -159,7 +197,7 @@ class ShardSet:
         """
         for shard in self._shards:
             check_values(shard)
-        tokenizers = {TOKENIZER: self.tokenizer} if self.tokenizer_fingerprint else {}
+        tokenizers = {TOKENIZER: self.tokenizer} if self.has_tokenizer else {}
         if self.has_target_tokenizer:
             tokenizers[TARGET_TOKENIZER] = self.target_tokenizer
         told = {TOKENIZER: self.tokenizer_fingerprint, TARGET_TOKENIZER: self.target_fingerprint}
@@ -168,6 +206,13 @@ class ShardSet:
                 raise DataError(
                     f"{self.directories[0] / name} was altered; preprocess the corpus again"
                 )
+
+    def _require_texts(self) -> None:
+        if counted_column(self.columns) != MAIN and "sentences" not in self.columns:
+            raise DataError(
+                f"{self.directories[0]} holds no texts; preprocess with corpus.format=image_text "
+                "or audio_text"
+            )
 
     def _find(self, document: int) -> tuple[ShardArrays, int]:
         if not 0 <= document < self.documents:

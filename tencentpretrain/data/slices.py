@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -58,6 +58,46 @@ class Slice:
     def locate(self, position: int) -> int:
         """Offset in the file of a position in `data`."""
         return self.offset + position + sum(g.size for g in self.gaps if g.position <= position)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several parts of a corpus, which one after another are the whole of it.
+
+    Args:
+        number: From 1.
+        count: Of all parts.
+    """
+
+    number: int = 1
+    count: int = 1
+
+
+def part_slices(files: Sequence[CorpusFile], config: CorpusConfig, part: Part) -> Iterator[Slice]:
+    """Slices of the files that begin in one part of their bytes on the disk.
+
+    A part has whole slices in their order, and files that lie outside it are not read.
+
+    Raises:
+        DataError: as `slices` does.
+    """
+    total = sum(file.size for file in files)
+
+    def owner(position: int) -> int:
+        # What follows the last byte read from the disk belongs to the last part.
+        return min(position * part.count // max(total, 1) + 1, part.count)
+
+    base = 0
+    for file in files:
+        start, base = base, base + file.size
+        if owner(base) < part.number:
+            continue
+        if owner(start) > part.number:
+            return
+        for piece in slices(file, config):
+            if owner(start) == part.number:
+                yield piece
+            start += piece.consumed
 
 
 def slices(

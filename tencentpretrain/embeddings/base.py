@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from tencentpretrain.config import (
 from tencentpretrain.layers.dropout import Dropout
 from tencentpretrain.layers.norm import NormName, build_norm
 from tencentpretrain.registry import Registry
-from tencentpretrain.sizes import Sizes
+from tencentpretrain.sizes import Patches, Sizes
 from tencentpretrain.types import Hidden, Layout, Stream
 
 
@@ -36,6 +37,10 @@ class EmbeddingPart(nn.Module, ABC):
     def layout(self, stream: Stream) -> Layout:
         """Layout after embedding; only a part with content may change the length."""
         return stream.layout
+
+    def numbered(self, stream: Stream) -> Stream:
+        """The stream as all parts read it; a part with content may number its positions."""
+        return stream
 
 
 PARTS: Registry[EmbeddingPart] = Registry("embedding part", "tencentpretrain.embeddings")
@@ -67,6 +72,30 @@ class EmbeddingConfig(Config):
         taken = sorted({"norm", "dropout", "projection"} & self.parts.keys())
         return f"parts must not be called {', '.join(taken)}" if taken else None
 
+    @property
+    def patches(self) -> Patches | None:
+        """What images are cut into, where a part reads them."""
+        found = (getattr(part, "patches", None) for part in self.parts.values())
+        return next((patches for patches in found if isinstance(patches, Patches)), None)
+
+    @check("parts")
+    def _patches_are_there(self) -> str | None:
+        users = [n for n, part in self.parts.items() if getattr(part, "needs_patches", False)]
+        if not users or self.patches is not None:
+            return None
+        return f"parts.{users[0]} needs a part `patch` beside it, but there is none"
+
+    @check("parts")
+    def _positions_fit(self) -> str | None:
+        patches, position = self.patches, self.parts.get("position")
+        length = getattr(position, "length", None)
+        if patches is None or length is None or length >= patches.positions:
+            return None
+        return (
+            f"parts.position.length must be at least {patches.positions}, the positions of an "
+            f"image, but is {length}; or take `patch_position`, which has as many as there are"
+        )
+
 
 class Embedding(nn.Module):
     """Sums the outputs of its parts; each part is a submodule under its own name."""
@@ -74,6 +103,7 @@ class Embedding(nn.Module):
     def __init__(self, config: EmbeddingConfig, sizes: Sizes) -> None:
         super().__init__()
         self.names = tuple(config.parts)
+        sizes = replace(sizes, patches=config.patches)
         for name, part in config.parts.items():
             self.add_module(name, PARTS.build(part, sizes))
         self.norm = build_norm(config.norm, sizes.embedding, config.norm_eps)
@@ -87,11 +117,18 @@ class Embedding(nn.Module):
         modules = (self.get_submodule(name) for name in self.names)
         return [module for module in modules if isinstance(module, EmbeddingPart)]
 
+    def content(self) -> EmbeddingPart:
+        """The part that decides the layout."""
+        return next(part for part in self.parts() if part.has_content)
+
+    def layout(self, stream: Stream) -> Layout:
+        """Layout of what `forward` makes of `stream`."""
+        return self.content().layout(stream)
+
     def forward(self, stream: Stream) -> Hidden:
         """Embed one stream into states [B, S, D]."""
-        parts = self.parts()
-        content = next(part for part in parts if part.has_content)
-        layout = content.layout(stream)
+        parts, content = self.parts(), self.content()
+        stream, layout = content.numbered(stream), content.layout(stream)
         total = content(stream, layout)
         for part in parts:
             if part is not content:

@@ -15,7 +15,7 @@ from tencentpretrain.sizes import Sizes
 from tencentpretrain.types import Layout, Stream
 
 
-class _Table(EmbeddingPart):
+class Table(EmbeddingPart):
     """A learned table [rows, E]."""
 
     def __init__(self, rows: int, size: int) -> None:
@@ -27,7 +27,7 @@ class _Table(EmbeddingPart):
 
 
 @PARTS.register("word")
-class WordEmbedding(_Table):
+class WordEmbedding(Table):
     """Embeds the stream's "ids" [B, S]."""
 
     has_content = True
@@ -41,12 +41,16 @@ class WordEmbedding(_Table):
         self.factor = math.sqrt(sizes.embedding) if config.scale else 1.0
 
     def forward(self, stream: Stream, layout: Layout) -> Tensor:
-        words = F.embedding(stream.inputs["ids"], self.weight)
+        words = self.look_up(stream.inputs["ids"])
         return words if self.factor == 1.0 else words * self.factor
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Rows [B, S, E] of the table."""
+        return F.embedding(ids, self.weight)
 
 
 @PARTS.register("position")
-class PositionEmbedding(_Table):
+class PositionEmbedding(Table):
     """Learned absolute positions: the stream's "positions" [B, S], or 0 to S-1 in every row."""
 
     class Config(ComponentConfig):
@@ -70,7 +74,7 @@ class PositionEmbedding(_Table):
 
 
 @PARTS.register("segment")
-class SegmentEmbedding(_Table):
+class SegmentEmbedding(Table):
     """Embeds which text of a pair a token belongs to: the stream's "segments" [B, S], else 0."""
 
     class Config(ComponentConfig):

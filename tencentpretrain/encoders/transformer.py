@@ -22,7 +22,7 @@ class TransformerEncoder(TransformerStack, Encoder):
         pass
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
-        super().__init__(config, sizes.hidden)
+        super().__init__(config, sizes.hidden, patches=sizes.patches)
 
     def forward(
         self, hidden: Tensor, layout: Layout, want: Want = NOTHING, cache: Cache | None = None

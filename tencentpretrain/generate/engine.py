@@ -14,11 +14,19 @@ from tencentpretrain.errors import CheckpointError, DataError
 from tencentpretrain.generate.beam import BeamSearch
 from tencentpretrain.generate.choice import Chooser, Seen, uniform_draws
 from tencentpretrain.generate.decoding import Decoding
-from tencentpretrain.generate.rows import GrowingRows, Ids, RowOptions, TargetRows, table_length
+from tencentpretrain.generate.rows import (
+    GrowingRows,
+    Ids,
+    RowOptions,
+    TargetRows,
+    read_sources,
+    table_length,
+)
 from tencentpretrain.generate.written import Written
 from tencentpretrain.model import Model
 from tencentpretrain.targets.lm import LmTarget
 from tencentpretrain.train.precision import autocast
+from tencentpretrain.types import Hidden
 
 HOST: Final = ("cpu",)
 """Kinds of devices that never have to be waited for."""
@@ -29,20 +37,20 @@ ALL: Final = RowOptions()
 Watch = Callable[[Sequence[Written]], None]
 
 
-def writing_target(model: Model) -> LmTarget:
-    """What predicts the next token in `model`.
+def writing_target(model: Model, wanted: str | None = None) -> LmTarget:
+    """What predicts the next token in `model`: the target `wanted`, else the first one.
 
     Raises:
         CheckpointError: if nothing does.
     """
     for name in model.target.names:
         target = model.target[name]
-        if isinstance(target, LmTarget):
+        if isinstance(target, LmTarget) and wanted in (None, name):
             return target
     found = ", ".join(model.target.names) or "none"
     raise CheckpointError(
-        f"the model has not learned to write text: its targets are {found}; give one with the "
-        "target lm"
+        f"the model has not learned to write {wanted or 'text'}: its targets are {found}; give one "
+        f"with the target {wanted or 'lm'}"
     )
 
 
@@ -54,6 +62,7 @@ class Engine:
         start: Ids that the decoder begins with, if there is one.
         options: How rows are read.
         dtype: Of matrix products.
+        target: Name of the target that writes; None is the first one that can.
 
     Raises:
         CheckpointError: if the model cannot write.
@@ -66,9 +75,10 @@ class Engine:
         start: Ids = (),
         options: RowOptions = ALL,
         dtype: torch.dtype = torch.float32,
+        target: str | None = None,
     ) -> None:
         self.model = model
-        self._target = writing_target(model)
+        self._target = writing_target(model, target)
         self._start = start
         self._options = options
         self._dtype = dtype
@@ -104,7 +114,7 @@ class Engine:
 
     def write(
         self,
-        prompts: Sequence[Ids],
+        prompts: Sequence[Ids] | Hidden,
         written: Sequence[Written],
         decoding: Decoding,
         numbers: Sequence[int] | None = None,
@@ -113,7 +123,7 @@ class Engine:
         """Fill `written` with what follows on `prompts`.
 
         Args:
-            prompts: Ids.
+            prompts: Ids; or what the encoder said of inputs that are none, such as sounds.
             written: Limit and ends of each; beam search reads the ends of the first for all.
             decoding: How tokens are chosen.
             numbers: Of the prompts, from 0; what is drawn for one depends on its own.
@@ -122,11 +132,12 @@ class Engine:
         Raises:
             DataError: if the model cannot read a prompt.
         """
-        numbers = range(len(prompts)) if numbers is None else numbers
-        for prompt, number in zip(prompts, numbers, strict=True):
-            self.check(prompt, number)
-        if not prompts:
+        if not written:
             return
+        numbers = range(len(written)) if numbers is None else numbers
+        if not isinstance(prompts, Hidden):
+            for prompt, number in zip(prompts, numbers, strict=True):
+                self.check(prompt, number)
         look_every = 1 if watch is not None or self._device.type in HOST else LOOK_EVERY
         with torch.inference_mode(), autocast(self._dtype, self._device):
             rows = self._rows(prompts, max(row.limit for row in written))
@@ -143,15 +154,20 @@ class Engine:
         if watch is not None:
             watch(written)
 
-    def _rows(self, prompts: Sequence[Ids], steps: int) -> GrowingRows:
+    def _rows(self, prompts: Sequence[Ids] | Hidden, steps: int) -> GrowingRows:
         model, options = self.model, self._options
         if model.decoder is None:
+            assert not isinstance(prompts, Hidden)
             return GrowingRows(model, self._target, prompts, steps, options)
-        return TargetRows(model, self._target, prompts, self._start, steps, options)
+        memory = prompts if isinstance(prompts, Hidden) else read_sources(model, prompts)
+        return TargetRows(model, self._target, memory, self._start, steps, options)
 
-    def _seen(self, prompts: Sequence[Ids]) -> Seen:
+    def _seen(self, prompts: Sequence[Ids] | Hidden) -> Seen:
         """What the rows hold before anything is written."""
-        begun = prompts if self.model.decoder is None else [self._start] * len(prompts)
+        if isinstance(prompts, Hidden):
+            begun: Sequence[Ids] = [self._start] * len(prompts.states)
+        else:
+            begun = prompts if self.model.decoder is None else [self._start] * len(prompts)
         vocabulary = self._options.vocabulary or len(self._target.output.weight)
         return Seen(begun, vocabulary, self._device)
 

@@ -120,6 +120,13 @@ def _pair_frame(
     )
 
 
+def caption_edges(tokenizer: Tokenizer) -> tuple[Ids, Ids]:
+    """What stands before and behind a caption in training; BERT's tokens, where there are such."""
+    if tokenizer.cls is not None:
+        return (tokenizer.cls,), _ids(tokenizer, "sep")
+    return _ids(tokenizer, "bos"), _end(tokenizer)
+
+
 def _before(objective: ComponentConfig | None, tokenizer: Tokenizer, begin: Edge) -> Ids:
     role: str = begin
     if begin == "auto":

@@ -69,7 +69,12 @@ class Generator:
         self.tokenizer = tokenizer
         self.writer = target_tokenizer or tokenizer
         self.frame = frame
-        options = RowOptions(self.writer.vocab_size, frame.has_prefix, frame.segment, is_cached)
+        options = RowOptions(
+            vocabulary=self.writer.vocab_size,
+            has_prefix=frame.has_prefix,
+            segment=frame.segment,
+            is_cached=is_cached,
+        )
         self._engine = Engine(model.eval(), start=frame.start, options=options, dtype=dtype)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:

@@ -24,18 +24,22 @@ from tencentpretrain.types import NOTHING, Batch, Hidden, Layout, ModelOutput, S
 Ids = Sequence[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RowOptions:
     """How rows are read.
 
     Args:
         vocabulary: Entries that may be written; None is all rows of the output layer.
+        first: The first of those that may be written.
+        first_position: Of what is written, in tables of positions; None is behind the prompt.
         has_prefix: Whether a model with the mask `prefix` sees a prompt as a whole.
         segment: Segment of what is written; prompts have 0.
         is_cached: Whether what was computed of a position is kept, if the model can do so.
     """
 
     vocabulary: int | None = None
+    first: int = 0
+    first_position: int | None = None
     has_prefix: bool = True
     segment: int = 0
     is_cached: bool = True
@@ -81,6 +85,8 @@ class GrowingRows:
         self._ids = self._ids.to(self._device)
         # Rows that have ended may go on beyond the last position; nobody looks at what they write.
         positions = torch.arange(width + steps) - (width - lengths[:, None])
+        if options.first_position is not None:
+            positions[:, width:] = options.first_position + torch.arange(steps)
         last = (table_length(embedding) or width + steps) - 1
         self._positions = positions.clamp(min=0, max=last).to(self._device)
         self._prompt = self._length = width
@@ -127,7 +133,10 @@ class GrowingRows:
     def _scores(self, hidden: Hidden) -> Tensor:
         """Those of the last position only."""
         last = ModelOutput(Hidden(hidden.states[:, -1:], self._one), {})
-        return self._target.logits(last, Batch({}))[:, : self._options.vocabulary]
+        scores = self._target.logits(last, Batch({}))[:, : self._options.vocabulary]
+        if self._options.first:
+            scores[:, : self._options.first] = -torch.inf
+        return scores
 
     def _ones(self, rows: int) -> Layout:
         return Layout(torch.ones(rows, 1, dtype=torch.bool, device=self._device))
@@ -152,13 +161,22 @@ class GrowingRows:
             self._cache.select(rows)
 
 
+def read_sources(model: Model, sources: Sequence[Ids]) -> Hidden:
+    """What the encoder of `model` says of rows of ids, at least one each."""
+    rows = [np.array(ids) for ids in sources]
+    grid = Grid(rows, 1, max(map(len, rows)))
+    stream = Stream({"ids": grid.fill(rows, 0)}, grid.layout())
+    device = next(model.parameters()).device
+    return model.read(map_tensors(stream, lambda tensor: tensor.to(device)))
+
+
 class TargetRows(GrowingRows):
     """A batch of rows that a decoder reads while they grow, and what an encoder said of others.
 
     Args:
         model: Without dropout, on its device.
         target: Its output layer.
-        sources: Ids of the other rows, at least one each.
+        memory: What the encoder said of the other rows.
         start: Ids that the rows begin with.
         steps: Greatest number of tokens T that are appended.
         options: How they are read.
@@ -168,17 +186,15 @@ class TargetRows(GrowingRows):
         self,
         model: Model,
         target: Target,
-        sources: Sequence[Ids],
+        memory: Hidden,
         start: Ids,
         steps: int,
         options: RowOptions,
     ) -> None:
-        super().__init__(model, target, [start] * len(sources), steps, options)
-        rows = [np.array(ids) for ids in sources]
-        grid = Grid(rows, 1, max(map(len, rows)))
-        self._source = grid.layout()
-        stream = Stream({"ids": grid.fill(rows, 0)}, self._source)
-        self._memory = model.read(map_tensors(stream, lambda tensor: tensor.to(self._device)))
+        super().__init__(model, target, [start] * len(memory.states), steps, options)
+        self._memory = memory
+        # On the host, where the valid positions of chosen rows are found.
+        self._source_valid = memory.layout.valid.cpu()
 
     def _side(self, model: Model) -> tuple[Embedding, Any]:
         assert model.target_embedding is not None
@@ -188,8 +204,9 @@ class TargetRows(GrowingRows):
         return self._model.decode(stream, self._memory, NOTHING, self._cache)
 
     def select(self, rows: Sequence[int]) -> None:
-        self._source = Layout.of(self._source.valid[torch.tensor(rows)])
-        layout = map_tensors(self._source, lambda tensor: tensor.to(self._device))
+        self._source_valid = self._source_valid[torch.tensor(rows)]
+        source = Layout.of(self._source_valid)
+        layout = map_tensors(source, lambda tensor: tensor.to(self._device))
         chosen = torch.tensor(rows, device=self._device)
         self._memory = Hidden(self._memory.states.index_select(0, chosen), layout)
         super().select(rows)

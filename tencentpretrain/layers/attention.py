@@ -66,6 +66,10 @@ class Attended(NamedTuple):
     probabilities: Tensor | None = None
     scores: Tensor | None = None
 
+    def of(self, states: Tensor) -> Attended:
+        """The same with other states; torch 2.11 cannot compile the tuple's own `_replace`."""
+        return Attended(states, self.probabilities, self.scores)
+
 
 class Attention(nn.Module):
     """Projections of queries, keys, values and output, and what lies between them.
@@ -76,6 +80,7 @@ class Attention(nn.Module):
         rate: Dropout rate of the probabilities.
         has_bias: Whether the output layer has a bias.
         has_qkv_bias: Whether the other three have one.
+        has_key_bias: The same for the keys alone; None is as `has_qkv_bias`.
         norm_eps: Where given, queries and keys are normalised head by head (Qwen3), with this.
         is_scaled: Whether scores are divided by the root of H (T5 does not).
         source: Width of the states that keys and values are made of; None is `hidden`.
@@ -89,6 +94,7 @@ class Attention(nn.Module):
         rate: float,
         has_bias: bool = True,
         has_qkv_bias: bool = True,
+        has_key_bias: bool | None = None,
         norm_eps: float | None = None,
         is_scaled: bool = True,
         source: int | None = None,
@@ -97,9 +103,10 @@ class Attention(nn.Module):
         self.shape = shape
         self.rate = rate
         self.scale = 1 / math.sqrt(shape.size) if is_scaled else 1.0
+        key_bias = has_qkv_bias if has_key_bias is None else has_key_bias
         source, width = source or hidden, shape.kv_heads * shape.size
         self.query = nn.Linear(hidden, shape.heads * shape.size, bias=has_qkv_bias)
-        self.key = nn.Linear(source, width, bias=has_qkv_bias)
+        self.key = nn.Linear(source, width, bias=key_bias)
         self.value = nn.Linear(source, width, bias=has_qkv_bias)
         self.output = nn.Linear(shape.heads * shape.size, hidden, bias=has_bias)
         norm: NormName = "none" if norm_eps is None else "rms"

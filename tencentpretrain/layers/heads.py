@@ -45,6 +45,13 @@ class HeadGrid:
         pieces: Tensor = _Spread.apply(states.view(-1, size), self._source, self._target)  # type: ignore[no-untyped-call]
         return pieces.view(self.rows, self.heads, self.length, size)
 
+    def by_row(self, values: Tensor) -> Tensor:
+        """The value of `values` [B] that belongs to each of the T positions."""
+        tokens = self.layout.tokens
+        if tokens is None:
+            return values.repeat_interleave(self.length, output_size=self.rows * self.length)
+        return values[tokens // self.length]
+
     def merge(self, pieces: Tensor) -> Tensor:
         """States [T, D] of heads [B, N, S, H]."""
         if self.layout.tokens is None:

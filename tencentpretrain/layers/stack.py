@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -16,8 +16,10 @@ from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.mask import MaskName, build_mask
 from tencentpretrain.layers.norm import NormName, build_norm
 from tencentpretrain.layers.padding import pad, unpad
+from tencentpretrain.layers.patch_scores import PatchScores
 from tencentpretrain.layers.relative import RelativeBuckets, RelativeConfig, alibi_scores
 from tencentpretrain.layers.rotary import Rotary, RotaryConfig
+from tencentpretrain.sizes import Patches
 from tencentpretrain.types import Hidden, Layout, Want
 
 
@@ -46,6 +48,8 @@ class StackConfig(ComponentConfig):
     """Whether a norm follows the residual sum (post) or precedes each update of a block (pre)."""
     first_norm: bool = True
     """Whether the first block normalises the input of its attention (pre only; ModernBERT not)."""
+    last_norm: bool = True
+    """Whether a norm follows the last block (pre only; BEiT norms the mean of states instead)."""
     mask: MaskName = "full"
     """What a position sees: everything (full), itself and the past (causal), or prefix."""
     window: PositiveInt | None = None
@@ -58,6 +62,8 @@ class StackConfig(ComponentConfig):
     """Learned scores by distance (T5); null is none."""
     alibi: bool = False
     """Whether scores fall with the distance (ALiBi)."""
+    patch_scores: Literal["shared", "apart"] | None = None
+    """Learned scores by the offset of patches (BEiT), for all layers or each; null is none."""
     scale_scores: bool = True
     """Whether scores are divided by the root of head_size (T5 does not)."""
     qk_norm: bool = False
@@ -66,6 +72,10 @@ class StackConfig(ComponentConfig):
     """Whether the linear layers have biases."""
     qkv_bias: bool | None = None
     """The same for those of queries, keys and values; null is as bias (Qwen2 has only these)."""
+    key_bias: bool | None = None
+    """The same for those of keys alone; null is as the others (BEiT's have none)."""
+    layer_scale: PositiveFloat | None = None
+    """What learned factors of the updates of each block start with (BEiT); null is no factors."""
     residual_attention: bool = False
     """Whether the scores of the layer before are added to those of each layer (RealFormer)."""
     share_blocks: bool = False
@@ -74,6 +84,8 @@ class StackConfig(ComponentConfig):
     """Dropout rate of the updates of each block."""
     attention_dropout: Probability | None = None
     """Dropout rate of the attention probabilities; null is the same as dropout."""
+    depth_dropout: Probability = 0.0
+    """Rate at which rows go without the updates of the last block; it grows from 0 at the first."""
 
     def misfit(self, hidden: int) -> str | None:
         """What is wrong with a stack of these keys in a model of width `hidden`."""
@@ -87,6 +99,8 @@ class StackConfig(ComponentConfig):
             return f"{kind}.head_size must be even for rotary positions, but is {size}"
         if self.relative is not None and self.alibi:
             return f"{kind}.relative and {kind}.alibi must not be given together"
+        if self.patch_scores is not None and (self.relative is not None or self.alibi):
+            return f"{kind}.patch_scores must be null beside {kind}.relative and {kind}.alibi"
         if self.global_every is not None and self.window is None:
             return f"{kind}.global_every needs {kind}.window, but it is null"
         return None
@@ -100,6 +114,10 @@ class StackConfig(ComponentConfig):
         """How the width `hidden` is split."""
         size = self.head_size or hidden // self.heads
         return HeadShape(self.heads, self.kv_heads or self.heads, size)
+
+    def depth_rate(self, number: int) -> float:
+        """Rate at which rows go without the updates of block `number`."""
+        return self.depth_dropout * number / max(self.layers - 1, 1)
 
     def block_config(self, hidden: int, source: int | None = None) -> BlockConfig:
         """What all blocks of a stack of width `hidden` share."""
@@ -118,8 +136,10 @@ class StackConfig(ComponentConfig):
             ),
             has_bias=self.bias,
             has_qkv_bias=self.bias if self.qkv_bias is None else self.qkv_bias,
+            has_key_bias=self.key_bias,
             has_head_norm=self.qk_norm,
             is_scaled=self.scale_scores,
+            layer_scale=self.layer_scale,
             source=source,
         )
 
@@ -131,27 +151,47 @@ class TransformerStack(nn.Module):
         config: Its keys.
         hidden: Width D.
         source: Width of the other sequence, where its blocks read one.
+        patches: The patches that it reads, if it does.
+
+    Raises:
+        ValueError: if scores of patches are wanted, and there are none.
     """
 
     block: ClassVar[type[Block]]
 
-    def __init__(self, config: StackConfig, hidden: int, source: int | None = None) -> None:
+    def __init__(
+        self,
+        config: StackConfig,
+        hidden: int,
+        source: int | None = None,
+        patches: Patches | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.hidden = hidden
         self.heads = config.head_shape(hidden)
         blocks = config.block_config(hidden, source)
         self.layers = nn.ModuleList(
-            self.block(blocks, has_first_norm=config.first_norm or number > 0)
+            self.block(
+                blocks,
+                has_first_norm=config.first_norm or number > 0,
+                depth_rate=config.depth_rate(number),
+            )
             for number in range(1 if config.share_blocks else config.layers)
         )
-        final = config.norm if config.norm_order == "pre" else "none"
+        final = config.norm if config.norm_order == "pre" and config.last_norm else "none"
         self.norm = build_norm(final, hidden, config.norm_eps)
         self.relative: RelativeBuckets | None = None
         if config.relative is not None:
             self.relative = RelativeBuckets(
                 config.relative, config.heads, hidden, is_bidirectional=config.mask != "causal"
             )
+        self.patch_scores = nn.ModuleList()
+        if config.patch_scores is not None:
+            if patches is None:
+                raise ValueError("patch_scores need an embedding with patches, but it has none")
+            tables = 1 if config.patch_scores == "shared" else config.layers
+            self.patch_scores.extend(PatchScores(patches, config.heads) for _ in range(tables))
         rotary = config.rotary
         self._rotary = self._local_rotary = None
         if rotary is not None:
@@ -191,9 +231,9 @@ class TransformerStack(nn.Module):
         queries = HeadGrid(layout, self.heads.heads)
         same = self.heads.heads == self.heads.kv_heads
         key_grid = queries if same else HeadGrid(layout, self.heads.kv_heads)
-        scores = self._scores(length, past + length, layout)
+        tables = self._scores(length, past + length, layout)
 
-        def view(window: int | None, rotary: Rotary | None) -> View:
+        def view(window: int | None, rotary: Rotary | None, scores: Tensor | None) -> View:
             mask = build_mask(
                 config.mask, layout, window=window, scores=scores, past=past, keys=keys
             )
@@ -202,23 +242,44 @@ class TransformerStack(nn.Module):
                 turn = rotary, rotary.tables(past, length, layout.valid.device)
             return View(queries, key_grid, mask, turn, cache)
 
-        everywhere = view(None, self._rotary)
-        if config.window is None:
-            return [everywhere] * config.layers
-        near = view(config.window, self._local_rotary)
         every = config.global_every or 0
-        return [
-            everywhere if every and number % every == 0 else near for number in range(config.layers)
-        ]
+        made: dict[tuple[bool, int], View] = {}
+        views = []
+        for number in range(config.layers):
+            is_near = config.window is not None and not (every and number % every == 0)
+            table = number if len(tables) > 1 else 0
+            if (is_near, table) not in made:
+                window = config.window if is_near else None
+                rotary = self._local_rotary if is_near else self._rotary
+                made[is_near, table] = view(window, rotary, tables[table])
+            views.append(made[is_near, table])
+        return views
 
-    def _scores(self, queries: int, keys: int, layout: Layout) -> Tensor | None:
-        """Scores by distance [1, N, S_q, S_k]."""
+    def _scores(self, queries: int, keys: int, layout: Layout) -> list[Tensor | None]:
+        """Scores by distance [1, N, S_q, S_k], for all layers or for each."""
+        scores: list[Tensor] = []
         if self.relative is not None:
-            scores: Tensor = self.relative(queries, keys)
-            return scores
-        if self.config.alibi:
-            return alibi_scores(self.heads.heads, queries, keys, layout.valid.device)
-        return None
+            scores = [self.relative(queries, keys)]
+        elif self.config.alibi:
+            scores = [alibi_scores(self.config.heads, queries, keys, layout.valid.device)]
+        elif len(self.patch_scores):
+            scores = self._patch_scores(keys, layout)
+        return [self.own_heads(table) for table in scores] or [None]
+
+    def own_heads(self, scores: Tensor) -> Tensor:
+        """Those of `scores` [1, N, S_q, S_k] whose heads this process has: all, unless cut."""
+        return scores
+
+    def _patch_scores(self, length: int, layout: Layout) -> list[Tensor]:
+        """Scores by offset of patches; all tables are read at the same places."""
+        tables = [table for table in self.patch_scores if isinstance(table, PatchScores)]
+        wanted = tables[0].patches.positions
+        if length != wanted:
+            raise ValueError(
+                f"scores of patches need all {wanted} positions of an image, but there are {length}"
+            )
+        index = tables[0].index(layout.valid.device)
+        return [table(index) for table in tables]
 
     def blocks(self) -> Sequence[Block]:
         """Layers in order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from tencentpretrain.config import ComponentConfig, PositiveFloat
 from tencentpretrain.registry import Registry
 from tencentpretrain.sizes import Sizes
-from tencentpretrain.types import IGNORE, NOTHING, Batch, ModelOutput, Ratio, TargetOutput, Want
+from tencentpretrain.types import (
+    IGNORE,
+    NOTHING,
+    Batch,
+    Hidden,
+    ModelOutput,
+    Ratio,
+    Stream,
+    TargetOutput,
+    Want,
+)
 
 if TYPE_CHECKING:
     from tencentpretrain.targets.companion import Companion, Setting
@@ -22,6 +32,15 @@ class TargetConfig(ComponentConfig):
 
     weight: PositiveFloat = 1.0
     """Factor of this loss in the sum of all losses."""
+
+    def misfit(self, width: Callable[[str], int], *, is_alone: bool) -> str | None:
+        """What is wrong with this target in a model that encodes a stream in `width` of its name.
+
+        Args:
+            width: From the name of a stream to the width of its states.
+            is_alone: Whether the model has no other target.
+        """
+        return None
 
 
 class Target(nn.Module, ABC):
@@ -41,6 +60,13 @@ class Target(nn.Module, ABC):
     @abstractmethod
     def logits(self, out: ModelOutput, batch: Batch) -> Tensor:
         """Scores before the loss, at the supervised units or, without labels, at all of them."""
+
+    def read(self, name: str, stream: Stream, encode: Callable[[Stream], Hidden]) -> Hidden:
+        """What `encode` makes of the stream `name`, or as much of it as the target reads.
+
+        Only a target that is alone is asked.
+        """
+        return encode(stream)
 
     def units(self, batch: Batch) -> Tensor:
         """Number [] of supervised units in `batch`: what the loss of a step is divided by."""
@@ -92,6 +118,12 @@ class Targets(nn.Module):
         for name in self.names:
             want |= self[name].want
         return want
+
+    def read(self, name: str, stream: Stream, encode: Callable[[Stream], Hidden]) -> Hidden:
+        """What `encode` makes of the stream `name`, as far as the targets read it."""
+        if len(self.names) != 1:
+            return encode(stream)
+        return self[self.names[0]].read(name, stream, encode)
 
     def units(self, batch: Batch) -> dict[str, Tensor]:
         """Units of each loss, as fp32 so that ranks can add them in one call."""

@@ -1,15 +1,17 @@
-"""What accompanies a target while it trains, such as a frozen teacher: no part of the model."""
+"""What accompanies training, such as a frozen teacher: no part of the model."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from tencentpretrain.data.loader import Examples
+from tencentpretrain.sizes import Patches
 from tencentpretrain.tokenizers.base import Tokenizer
 from tencentpretrain.types import Batch
 
@@ -45,6 +47,8 @@ class Setting:
         tokenizer: Saved with the model; None where it reads no text.
         target_tokenizer: Of what a decoder writes, where it is another one.
         files: Further files of every checkpoint by name, such as what a task learned.
+        outputs: Rows of the output layers over vocabularies, by the name of the target.
+        patches: What the model's embedding cuts images into; None where it reads none.
         shared: What the targets of a model may have in common, by keys of their own.
     """
 
@@ -56,12 +60,14 @@ class Setting:
     tokenizer: Tokenizer | None = None
     target_tokenizer: Tokenizer | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
+    outputs: Mapping[str, int] = field(default_factory=dict)
+    patches: Patches | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Companion:
-    """What a target brings to a run.
+    """What a target, or the examples, bring to a run.
 
     Args:
         annotate: Adds to each batch before the forward pass.
@@ -72,3 +78,18 @@ class Companion:
     annotate: Callable[[Batch], Batch] | None = None
     examples: Examples | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+
+class Completion(ABC):
+    """An annotator without which nothing can read a batch, so that evaluation asks it, too."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch) -> Batch:
+        """`batch` with what is missing in it; nothing of it has a gradient."""
+
+
+@runtime_checkable
+class Accompanied(Protocol):
+    """What may bring a companion: targets and examples."""
+
+    def companion(self, setting: Setting) -> Companion | None: ...

@@ -5,9 +5,11 @@ Shapes: K supervised positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -19,7 +21,17 @@ CHUNK_BYTES = 1 << 25
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> tuple[Ratio, Ratio]:
-    """Summed negative log-likelihood and summed accuracy of `labels` [K] under `logits` [K, V]."""
+    """Summed cross entropy and summed accuracy of `labels` under `logits` [K, V].
+
+    Args:
+        logits: [K, V] scores.
+        labels: [K] numbers of classes; or [K, C] their probabilities, those behind C being 0.
+    """
+    if labels.is_floating_point():
+        count = labels.new_full((), len(labels))
+        likelihoods = logits.float().log_softmax(-1)[:, : labels.shape[1]]
+        correct = (logits.argmax(-1) == labels.argmax(-1)).sum()
+        return Ratio(-(labels * likelihoods).sum(), count), Ratio(correct, count)
     count = (labels != IGNORE).sum()
     loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
     return Ratio(loss, count), Ratio((logits.argmax(-1) == labels).sum(), count)
@@ -31,17 +43,47 @@ def vocabulary_loss(
     bias: Tensor | None,
     labels: Tensor,
     smoothing: float = 0.0,
+    part: VocabularyPart | None = None,
 ) -> tuple[Ratio, Ratio]:
     """As `class_loss` of `states` [K, D] @ `weight` [V, D] + `bias` [V], without [K, V] in memory.
 
     The gradients are computed chunk by chunk along with the loss, while the logits of a chunk are
     there; the backward pass only scales them. Of the labels' probability, `smoothing` is spread
-    over all entries.
+    over all entries. Where `weight` and `bias` are those of a `part` of the vocabulary, the loss is
+    that of all of it.
     """
-    options = torch.is_grad_enabled(), smoothing
+    options = torch.is_grad_enabled(), smoothing, part
     loss, correct = _VocabularyLoss.apply(states, weight, bias, labels, *options)  # type: ignore[no-untyped-call]
     count = (labels != IGNORE).sum()
     return Ratio(loss, count), Ratio(correct, count)
+
+
+@dataclass(frozen=True)
+class VocabularyPart:
+    """Entries of a vocabulary that this process computes the logits of (Megatron-LM, section 3).
+
+    Args:
+        first: Number of the first of them.
+        total: Entries of all processes together.
+        group: Those processes.
+    """
+
+    first: int
+    total: int
+    group: dist.ProcessGroup
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` of all processes added up, in place."""
+        dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def highest(self, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The greatest of the `values` of all processes, and its place in the vocabulary."""
+        most = values.clone()
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
+        best = torch.where(values == most, places + self.first, self.total)
+        dist.all_reduce(best, dist.ReduceOp.MIN, group=self.group)
+        return most, best
 
 
 class _VocabularyLoss(torch.autograd.Function):
@@ -54,6 +96,7 @@ class _VocabularyLoss(torch.autograd.Function):
         labels: Tensor,
         trains: bool,
         smoothing: float,
+        part: VocabularyPart | None,
     ) -> tuple[Tensor, Tensor]:
         device = states.device.type
         dtype = torch.promote_types(states.dtype, weight.dtype)
@@ -71,7 +114,9 @@ class _VocabularyLoss(torch.autograd.Function):
             for chunk in row_chunks(len(states), *weight.shape):
                 inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
                 logits = F.linear(inputs, used_weight, used_bias).to(exact)
-                chunk_loss, chunk_correct = _to_gradient(logits, labels[chunk], kept, smoothing)
+                chunk_loss, chunk_correct = _to_gradient(
+                    logits, labels[chunk], kept, smoothing, part
+                )
                 loss += chunk_loss
                 correct += chunk_correct
                 gradient = logits.to(dtype)
@@ -81,6 +126,8 @@ class _VocabularyLoss(torch.autograd.Function):
                     add_product(grad_weight, gradient.T, inputs * kept[:, None])
                 if grad_bias is not None:
                     grad_bias += kept.to(exact) @ logits
+            if part is not None and grad_states is not None:
+                part.sum(grad_states)
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(correct)
@@ -89,7 +136,7 @@ class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *scaled_gradients(ctx, grad), None, None, None
+        return *scaled_gradients(ctx, grad), None, None, None, None
 
 
 def scaled_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -123,7 +170,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _to_gradient(
-    logits: Tensor, labels: Tensor, kept: Tensor, smoothing: float
+    logits: Tensor, labels: Tensor, kept: Tensor, smoothing: float, part: VocabularyPart | None
 ) -> tuple[Tensor, Tensor]:
     """Loss [] and correct answers [] of the `kept` rows of a chunk.
 
@@ -131,15 +178,28 @@ def _to_gradient(
     """
     index = labels.masked_fill(~kept, 0)[:, None]
     highest, best = logits.max(-1, keepdim=True)
+    if part is not None:
+        highest, best = part.highest(highest, best)
     correct = (best == index).squeeze(-1) & kept
     logits.sub_(highest)
-    wanted = logits.gather(-1, index)
+    entries = logits.shape[-1] if part is None else part.total
+    place, elsewhere = index, None
+    if part is not None:
+        place = index - part.first
+        elsewhere = (place < 0) | (place >= logits.shape[-1])
+        place = place.masked_fill(elsewhere, 0)
+    wanted = logits.gather(-1, place)
+    if elsewhere is not None:
+        wanted.masked_fill_(elsewhere, 0.0)
     if smoothing:
-        wanted = (1 - smoothing) * wanted + smoothing * logits.mean(-1, keepdim=True)
+        wanted = (1 - smoothing) * wanted + smoothing / entries * logits.sum(-1, keepdim=True)
     total = logits.exp_().sum(-1, keepdim=True)
+    if part is not None:
+        wanted, total = part.sum(torch.stack([wanted, total])).unbind()
     losses = total.log() - wanted
     logits.div_(total)
     if smoothing:
-        logits.sub_(smoothing / logits.shape[-1])
-    logits.scatter_add_(-1, index, torch.full_like(wanted, smoothing - 1.0))
+        logits.sub_(smoothing / entries)
+    share = torch.full_like(wanted, smoothing - 1.0)
+    logits.scatter_add_(-1, place, share if elsewhere is None else share.masked_fill(elsewhere, 0))
     return losses.squeeze(-1).masked_fill(~kept, 0.0).sum(), correct.sum()

@@ -7,9 +7,22 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from tencentpretrain.layers.padding import take_rows
 from tencentpretrain.targets.base import Target
 from tencentpretrain.targets.cross_entropy import class_loss, vocabulary_loss
-from tencentpretrain.types import Batch, ModelOutput, TargetOutput
+from tencentpretrain.types import Batch, ModelOutput, Ratio, TargetOutput
+
+
+def supervised_states(out: ModelOutput, batch: Batch, label: str) -> Tensor:
+    """Last states [K, D] at the supervised positions of `label`; without labels at all of them."""
+    states, labels = out.hidden.states, batch.labels.get(label)
+    rows, length = states.flatten(0, 1), states.shape[1]
+    if labels is None or labels.index is None:
+        return rows
+    index, width = labels.index, labels.width
+    if width is not None and width != length:
+        index = index // width * length + index % width
+    return take_rows(rows, index)
 
 
 class VocabularyHead(nn.Module):
@@ -28,6 +41,10 @@ class VocabularyHead(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         return nn.functional.linear(states, self.weight, self.bias)
 
+    def loss(self, states: Tensor, labels: Tensor, smoothing: float) -> tuple[Ratio, Ratio]:
+        """Loss and accuracy of `labels` [K] for `states` [K, E]; see `vocabulary_loss`."""
+        return vocabulary_loss(states, self.weight, self.bias, labels, smoothing)
+
 
 class VocabularyTarget(Target):
     """Predicts entries of a vocabulary with one output layer, at positions or parts of them."""
@@ -45,16 +62,26 @@ class VocabularyTarget(Target):
         return logits
 
     def forward(self, out: ModelOutput, batch: Batch) -> TargetOutput:
-        labels, head = batch.labels[self.label].values.flatten(), self.output
-        states = self.transform(out, batch)
-        loss, accuracy = vocabulary_loss(states, head.weight, head.bias, labels, self.smoothing)
+        labels = batch.labels[self.label].values.flatten()
+        loss, accuracy = self.output.loss(self.transform(out, batch), labels, self.smoothing)
         return TargetOutput({self.label: loss}, {f"{self.label}/accuracy": accuracy})
 
 
 class ClassTarget(Target):
-    """Predicts one of a few classes for each supervised row or position."""
+    """Predicts one of a few classes for each supervised row or position.
+
+    Labels are numbers of classes, or [B, C] probabilities of each class.
+    """
+
+    def units(self, batch: Batch) -> Tensor:
+        labels = batch.labels[self.label].values
+        if labels.is_floating_point():
+            return labels.new_full((), len(labels))
+        return super().units(batch)
 
     def forward(self, out: ModelOutput, batch: Batch) -> TargetOutput:
-        labels = batch.labels[self.label].values.flatten()
+        labels = batch.labels[self.label].values
+        if not labels.is_floating_point():
+            labels = labels.flatten()
         loss, accuracy = class_loss(self.logits(out, batch), labels)
         return TargetOutput({self.label: loss}, {f"{self.label}/accuracy": accuracy})

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from tencentpretrain.config import Probability
-from tencentpretrain.layers.padding import take_rows
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import TARGETS, TargetConfig
-from tencentpretrain.targets.heads import VocabularyHead, VocabularyTarget
+from tencentpretrain.targets.heads import VocabularyHead, VocabularyTarget, supervised_states
 from tencentpretrain.types import Batch, ModelOutput
 
 
@@ -32,8 +31,5 @@ class LmTarget(VocabularyTarget):
         self.output = VocabularyHead(sizes.hidden, sizes.vocabulary, has_bias=config.bias)
 
     def transform(self, out: ModelOutput, batch: Batch) -> Tensor:
-        states = out.hidden.states.flatten(0, 1)
-        labels = batch.labels.get(self.label)
-        if labels is not None and labels.index is not None:
-            states = take_rows(states, labels.index)
+        states = supervised_states(out, batch, self.label)
         return states if self.factor == 1.0 else states * self.factor

@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from tencentpretrain.config import PositiveInt, Probability
 from tencentpretrain.layers.dropout import Dropout
-from tencentpretrain.layers.padding import take_rows
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import TARGETS, TargetConfig
-from tencentpretrain.targets.heads import ClassTarget
+from tencentpretrain.targets.heads import ClassTarget, supervised_states
 from tencentpretrain.types import Batch, ModelOutput
 
 
@@ -30,9 +29,6 @@ class TagTarget(ClassTarget):
 
     def logits(self, out: ModelOutput, batch: Batch) -> Tensor:
         """Scores [K, classes] at the supervised positions, or [B * S, classes] without labels."""
-        states = out.hidden.states.flatten(0, 1)
-        labels = batch.labels.get(self.label)
-        if labels is not None and labels.index is not None:
-            states = take_rows(states, labels.index)
+        states = supervised_states(out, batch, self.label)
         logits: Tensor = self.output(self.dropout(states))
         return logits

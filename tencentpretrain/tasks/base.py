@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 
-from tencentpretrain.config import ComponentConfig
+from tencentpretrain.config import ComponentConfig, ConfigError
 from tencentpretrain.data.checksum import file_checksum
 from tencentpretrain.data.packing import Integers
 from tencentpretrain.errors import DataError
@@ -74,11 +74,14 @@ class TaskExamples(ABC):
 
     @abstractmethod
     def make(self, epoch: int, index: int) -> Any:
-        """Example number `index`; it may differ between epochs (augmentation), from 1 on."""
+        """Example number `index`; the same in all epochs, unless `vary` was called."""
 
     @abstractmethod
     def collate(self, examples: list[Any]) -> Batch:
         """Put examples together, on the CPU; padding goes to the longest of them."""
+
+    def vary(self, seed: int) -> None:  # noqa: B027 - only some examples can
+        """Make examples differ between epochs, as `seed` says; called for those to train on."""
 
     def sizes(self) -> Integers:
         """Cost [N] of each example, such as its length: evaluation puts similar ones together."""
@@ -97,7 +100,11 @@ class Task(ABC, Generic[R, E]):
     Config: ClassVar[type[TaskConfig]] = TaskConfig
     heads: ClassVar[tuple[str, ...]]
     """Names of the targets that the task gives a model."""
-    score: ClassVar[str] = "accuracy"
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Parts of a model that the task has no use for, such as the decoder; they are left out."""
+    decided: ClassVar[tuple[str, ...]] = ("classes",)
+    """Keys of the heads that the data decides, whatever the file of a new model says."""
+    score: str = "accuracy"
     """The metric that decides which checkpoint is the best."""
     mode: ClassVar[Literal["min", "max"]] = "max"
     """Whether small or great scores are good."""
@@ -107,6 +114,13 @@ class Task(ABC, Generic[R, E]):
     def __init__(self, config: Any) -> None:
         self.config = config
         self.name: str = config.name
+
+    def inherit(self, learned: Mapping[str, Any]) -> None:
+        """Take over how inputs were prepared in an earlier fine-tuning of the model.
+
+        Args:
+            learned: The state of its task, which may be another one; empty where there was none.
+        """
 
     @abstractmethod
     def read(self, path: Path, needs_labels: bool) -> list[R]:
@@ -139,6 +153,16 @@ class Task(ABC, Generic[R, E]):
         Raises:
             ConfigError: if such a model cannot do the task.
         """
+
+    def adopt(self, model: ModelConfig) -> None:
+        """Do the task with `model` as it is, although it was not fine-tuned for it.
+
+        Raises:
+            ConfigError: if it cannot; most tasks must be learned.
+        """
+        raise ConfigError.at(
+            "task", f"cannot be {self.name}: a model must be fine-tuned for that by finetune/run.py"
+        )
 
     def ties(self, model: ModelConfig) -> dict[str, str]:
         """Parameters of the heads that are one with others of the model."""

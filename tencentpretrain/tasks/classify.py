@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tencentpretrain.data.objectives.base import Example
 from tencentpretrain.data.packing import Integers
-from tencentpretrain.errors import DataError
-from tencentpretrain.model import Model, ModelConfig
+from tencentpretrain.model import ModelConfig
 from tencentpretrain.targets.base import TargetConfig
 from tencentpretrain.targets.classify import ClassifyTarget
-from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskExamples
-from tencentpretrain.tasks.labels import LabelSet, label_of
-from tencentpretrain.tasks.metrics import accuracy, macro_f1
+from tencentpretrain.tasks.base import TASKS, Inputs
+from tencentpretrain.tasks.classes import HEAD, ClassExamples, ClassTask
+from tencentpretrain.tasks.labels import label_of
 from tencentpretrain.tasks.table import Row, read_table
 from tencentpretrain.tasks.text import RowFormat, TextConfig, TextRows, check_length
-from tencentpretrain.types import Batch, Labels, ModelOutput
-
-HEAD = "classify"
+from tencentpretrain.types import Batch, Labels
 
 
-class ClassifyExamples(TaskExamples):
+class ClassifyExamples(ClassExamples):
     """One example a row.
 
     Args:
@@ -35,9 +31,8 @@ class ClassifyExamples(TaskExamples):
     """
 
     def __init__(self, rows: TextRows, labels: Integers | None) -> None:
+        super().__init__(labels)
         self.rows = rows
-        self.labels = labels
-        self.is_labelled = labels is not None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,7 +56,7 @@ class ClassifyExamples(TaskExamples):
 
 
 @TASKS.register("classify")
-class ClassifyTask(Task[Row, ClassifyExamples]):
+class ClassifyTask(ClassTask[Row, ClassifyExamples]):
     """Learns the labels of the training data; rows with two texts are read as pairs."""
 
     class Config(TextConfig):
@@ -69,12 +64,9 @@ class ClassifyTask(Task[Row, ClassifyExamples]):
         """Name of the column with the second text of a pair, used if the file has it; or null."""
 
     config: Config
-    heads = (HEAD,)
-    details = ("probabilities",)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.labels = LabelSet(())
         self.is_pair: bool | None = None
 
     def read(self, path: Path, needs_labels: bool) -> list[Row]:
@@ -89,18 +81,15 @@ class ClassifyTask(Task[Row, ClassifyExamples]):
     def learn(self, rows: Sequence[Row]) -> None:
         second = self.config.text_b_column
         self.is_pair = second is not None and second in rows[0]
-        self.labels = LabelSet.sorted(label_of(row, self.config.label_column) for row in rows)
-        if len(self.labels) < 2:
-            raise DataError(
-                f"all rows of {rows[0].path} have the label `{self.labels.names[0]}`; give "
-                "training data with at least two labels"
-            )
+        labels = (label_of(row, self.config.label_column) for row in rows)
+        self.learn_labels(labels, rows[0].path)
 
     def state(self) -> dict[str, Any]:
-        return {"labels": list(self.labels), "is_pair": self.is_pair}
+        return {**super().state(), "is_pair": self.is_pair}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.labels, self.is_pair = LabelSet(state["labels"]), state["is_pair"]
+        super().load_state(state)
+        self.is_pair = state["is_pair"]
 
     def targets(self, model: ModelConfig) -> dict[str, TargetConfig]:
         check_length(self.config.length, model)
@@ -127,37 +116,6 @@ class ClassifyTask(Task[Row, ClassifyExamples]):
         second = self.config.text_b_column
         assert second is not None
         return ClassifyExamples(text_format.pairs(texts, [row[second] for row in rows]), labels)
-
-    def outputs(self, model: Model, out: ModelOutput, batch: Batch) -> list[NDArray[np.float32]]:
-        """Probabilities [classes] of each row."""
-        logits = model.target[HEAD].logits(out, batch)
-        return list(logits.float().softmax(-1).cpu().numpy())
-
-    def metrics(
-        self, examples: ClassifyExamples, outputs: Sequence[NDArray[np.float32]]
-    ) -> dict[str, float]:
-        assert examples.labels is not None
-        predicted = np.stack(outputs).argmax(1)
-        return {
-            "accuracy": accuracy(examples.labels, predicted),
-            "f1": macro_f1(examples.labels, predicted),
-        }
-
-    def decode(
-        self,
-        rows: Sequence[Row],
-        examples: ClassifyExamples,
-        outputs: Sequence[NDArray[np.float32]],
-    ) -> Iterator[dict[str, Any]]:
-        """The likeliest label of each row, its probability, and those of all labels."""
-        for probabilities in outputs:
-            values = probabilities.tolist()
-            best = int(probabilities.argmax())
-            yield {
-                "label": self.labels.names[best],
-                "probability": values[best],
-                "probabilities": dict(zip(self.labels, values, strict=True)),
-            }
 
     def has_labels(self, rows: Sequence[Row]) -> bool:
         return self.config.label_column in rows[0]

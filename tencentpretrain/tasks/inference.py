@@ -71,7 +71,7 @@ def infer(
     outputs: list[Any] = []
     meter = Meter(model.target.weights, "", machine.device)
     model.eval()
-    with torch.inference_mode(), autocast(machine.dtype, machine.device):
+    with torch.no_grad(), autocast(machine.dtype, machine.device):
         for batch in evaluation_batches(view, machine.batch_size, workers=machine.workers):
             losses, answers = task.infer(model, batch.to(machine.device), examples.is_labelled)
             if losses is not None:

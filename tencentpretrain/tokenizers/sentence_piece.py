@@ -12,9 +12,16 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
+from tencentpretrain.config import PathLike
 from tencentpretrain.errors import DataError
 from tencentpretrain.tokenizers.base import DESCRIPTION, TOKENIZERS, Role, Tokenizer, part
-from tencentpretrain.tokenizers.vocabulary import MODEL, inside, read_bytes
+from tencentpretrain.tokenizers.vocabulary import (
+    JSON_VOCABULARY,
+    MODEL,
+    inside,
+    read_bytes,
+    read_json_vocabulary,
+)
 
 FIRST_OF_XLMR: Final = ("<s>", "<pad>", "</s>", "<unk>")
 XLMR_IDS: Final = np.array([3, 0, 2], np.int32)
@@ -29,6 +36,10 @@ class SentencePieceTokenizer(Tokenizer):
         ids: Literal["model", "xlmr"] = "model"
         """Numbering: that of the model file, or that of XLM-R, which has `<s> <pad> </s> <unk>`
         first and `<mask>` last."""
+        numbers: PathLike | None = None
+        """File of the ids of pieces, a JSON object, where the model file has others (S2T)."""
+        lowercase: bool = False
+        """Whether texts are made lower case before anything else."""
 
     usual: ClassVar[Mapping[Role, tuple[str, ...]]] = {
         "pad": ("<pad>", "[PAD]"),
@@ -42,14 +53,22 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self._model, own = _open(part(files, MODEL))
-        is_xlmr = json.loads(files[DESCRIPTION]).get("ids") == "xlmr"
+        description = json.loads(files[DESCRIPTION])
+        is_xlmr = description.get("ids") == "xlmr"
+        self._is_lower = bool(description.get("lowercase"))
         pieces = _pieces(own, is_xlmr)
         # [pieces of the model] -> our id, and back; the unknown piece for our own additions
         self._to_ours = np.arange(len(own), dtype=np.int32)
         if is_xlmr:
             self._to_ours = np.concatenate([XLMR_IDS, self._to_ours[len(XLMR_IDS) :] + 1])
+        if JSON_VOCABULARY in files:
+            numbers = json.loads(files[JSON_VOCABULARY])
+            pieces = _numbered(numbers)
+            unknown = numbers[description["specials"]["unk"]]
+            self._to_ours = np.array([numbers.get(piece, unknown) for piece in own], np.int32)
         self._to_model = np.full(len(pieces), self._model.unk_id(), np.int32)
-        self._to_model[self._to_ours] = np.arange(len(own))
+        # Backwards, so that of several pieces with one id the first one counts.
+        self._to_model[self._to_ours[::-1]] = np.arange(len(own))[::-1]
         inside = [not piece.startswith("▁") for piece in pieces]
         super().__init__(files, pieces, np.array(inside, bool))
 
@@ -62,7 +81,18 @@ class SentencePieceTokenizer(Tokenizer):
         path = inside(config.vocab, MODEL)
         content = read_bytes(path, "SentencePiece model")
         names = _pieces(_check_model(path, content, config.ids), config.ids == "xlmr")
-        return cls({MODEL: content, **cls.describe(config, names, ids=config.ids)})
+        files = {MODEL: content}
+        if config.numbers is not None:
+            numbers = read_json_vocabulary(config.numbers)
+            names = _numbered(numbers)
+            files[JSON_VOCABULARY] = json.dumps(numbers, ensure_ascii=False).encode()
+        options: dict[str, object] = {"ids": config.ids}
+        if config.lowercase:
+            options["lowercase"] = True
+        files |= cls.describe(config, names, **options)
+        if config.numbers is not None and json.loads(files[DESCRIPTION])["specials"]["unk"] is None:
+            raise DataError(f"{config.numbers} has no `<unk>`; name it with tokenizer.specials.unk")
+        return cls(files)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids.tolist() for ids in self._encode(texts)]
@@ -74,7 +104,8 @@ class SentencePieceTokenizer(Tokenizer):
         return flat.astype(np.uint32), lengths
 
     def encode_ends(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        encoded = self._model.encode(list(texts), return_type="offset_mapping", num_threads=1)
+        texts = self._prepared(texts)
+        encoded = self._model.encode(texts, return_type="offset_mapping", num_threads=1)
         return [
             (self._to_ours[e["ids"]].tolist(), [end for _, end in e["offsets"]])
             if e["ids"]
@@ -86,8 +117,11 @@ class SentencePieceTokenizer(Tokenizer):
         return [ids or [self.require("unk")] for ids in self.encode_batch(words)]
 
     def _encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        encoded = self._model.encode(list(texts), return_type="numpy", num_threads=1)
+        encoded = self._model.encode(self._prepared(texts), return_type="numpy", num_threads=1)
         return [self._to_ours[ids] for ids in encoded]
+
+    def _prepared(self, texts: Sequence[str]) -> list[str]:
+        return [text.lower() for text in texts] if self._is_lower else list(texts)
 
     def _decode(self, ids: list[int]) -> str:
         parts: list[str] = []
@@ -111,6 +145,14 @@ def _open(content: bytes) -> tuple[sentencepiece.SentencePieceProcessor, list[st
 def _pieces(own: Sequence[str], is_xlmr: bool) -> list[str]:
     """Pieces by our ids."""
     return [*FIRST_OF_XLMR, *own[3:], "<mask>"] if is_xlmr else list(own)
+
+
+def _numbered(numbers: Mapping[str, int]) -> list[str]:
+    """Pieces by their `numbers`."""
+    pieces = [""] * (max(numbers.values()) + 1)
+    for piece, number in numbers.items():
+        pieces[number] = piece
+    return pieces
 
 
 def _check_model(path: Path, content: bytes, ids: str) -> list[str]:

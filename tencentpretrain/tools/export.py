@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import torch
+from torch import Tensor
 
 from tencentpretrain.config import Config, PathLike
 from tencentpretrain.errors import before_start
@@ -19,6 +21,7 @@ from tencentpretrain.tools.outputs import (
 )
 from tencentpretrain.train.base import model_tensors
 from tencentpretrain.train.saved_checkpoint import open_checkpoint
+from tencentpretrain.train.tensor_file import LazyTensors
 
 log = logging.getLogger("tencentpretrain")
 
@@ -41,19 +44,29 @@ class ExportConfig(Config):
     """Packages to import that register components of your own."""
 
 
+def exported(tensors: Mapping[str, Tensor], precision: Precision) -> LazyTensors:
+    """`tensors` without those that only training needs, in `precision`, one at a time in memory."""
+    source = tensors if isinstance(tensors, LazyTensors) else LazyTensors.of(tensors)
+
+    def converted(tensor: Tensor) -> Tensor:
+        is_kept = precision == "same" or not tensor.is_floating_point()
+        return tensor if is_kept else tensor.to(TYPES[precision])
+
+    kept = without_helpers(source.described)
+    kinds = {name: converted(kind) for name, kind in kept.items()}
+    return LazyTensors(kinds, lambda name: converted(source[name]))
+
+
 def run_export(config: ExportConfig) -> int:
     """Export as `config` says; returns the exit code."""
     with before_start():
         check_directory(config.output, config.overwrite, [config.checkpoint])
         checkpoint = open_checkpoint(config.checkpoint)
-        tensors = without_helpers(model_tensors(checkpoint))
+        tensors = exported(model_tensors(checkpoint), config.precision)
         files = model_files(checkpoint)
         sections = model_sections(checkpoint)
         if "model" in sections:
             sections["model"] = without_companions(sections["model"])
-    if config.precision != "same":
-        dtype = TYPES[config.precision]
-        tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
     fingerprints = model_fingerprints(checkpoint)
     write_model(config.output, tensors, sections, files, checkpoint.step, fingerprints)
     log.info(f"the model of {checkpoint.path} is in {config.output}")

@@ -1,25 +1,39 @@
-"""Vectors of texts, or of the entries of the vocabulary: what `scripts/extract.py` does."""
+"""Vectors of texts, images, sounds, or words: what `scripts/extract.py` does."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+from torch import Tensor
 
 from tencentpretrain.config import ConfigError, PathLike, PositiveInt, check
+from tencentpretrain.data.corpora import CorpusConfig
+from tencentpretrain.data.media.lists import MediaEntry
+from tencentpretrain.data.media.records import find_media
 from tencentpretrain.errors import before_start
 from tencentpretrain.targets.classify import PoolingName
 from tencentpretrain.tasks.inference import Machine
+from tencentpretrain.tools.image_vectors import (
+    ImageVectors,
+    image_stream_name,
+    trained_transform,
+)
 from tencentpretrain.tools.outputs import check_file, published, write_lines
+from tencentpretrain.tools.pooled import ComparedVectors, PooledStates
 from tencentpretrain.tools.saved_model import ToolConfig, load_model
+from tencentpretrain.tools.sound_vectors import SoundVectors, trained_bank
 from tencentpretrain.tools.text_vectors import TextVectors
 from tencentpretrain.tools.texts import read_lines
 from tencentpretrain.tools.vector_file import NPY, TSV, VectorFile, Vectors, read_vectors
 from tencentpretrain.tools.whitening import Moments, Whitening
 from tencentpretrain.tools.word_vectors import word_lines
+from tencentpretrain.types import SRC, Stream
 
 log = logging.getLogger("tencentpretrain")
 
@@ -27,16 +41,23 @@ log = logging.getLogger("tencentpretrain")
 class ExtractConfig(ToolConfig):
     """Extract vectors from a model."""
 
-    what: Literal["texts", "words"] = "texts"
-    """A vector for each line of input, or the word table in word2vec's text format."""
+    what: Literal["texts", "words", "images", "sounds"] = "texts"
+    """A vector for each line of input, the word table in word2vec's text format, or a vector for
+    each image or sound of input."""
     input: PathLike | None = None
-    """File with a text a line; blank lines have vectors too, so that the numbers stay."""
+    """File with a text a line; blank lines have vectors too, so that the numbers stay. Of images
+    and sounds a folder, tar file or list."""
+    names: PathLike | None = None
+    """File for the names of the images or sounds, a line for each vector."""
     output: PathLike
     """File for the vectors: an array if it ends in .npy, or numbers between tabs (.tsv)."""
     overwrite: bool = False
     """Whether output and fit_whitening may replace files that are there."""
     pooling: PoolingName = "first"
     """What stands for a text: its first or last position, or the mean or maximum of all."""
+    compared: bool = False
+    """Whether vectors are those that a model with the target contrast compares (CLIP), of length 1;
+    pooling and layer then say nothing."""
     layer: int = -1
     """Layer whose states are pooled: 0 is the embedding, -1 the last, behind a final norm."""
     length: PositiveInt | None = None
@@ -50,10 +71,20 @@ class ExtractConfig(ToolConfig):
     """Components of whitened vectors to keep, those of the greatest variance; null keeps all."""
 
     @check("what", "input")
-    def _texts_need_input(self) -> str | None:
-        if (self.what == "texts") == (self.input is not None):
+    def _contents_need_input(self) -> str | None:
+        if (self.what != "words") == (self.input is not None):
             return None
-        return "input is required for what=texts" if self.input is None else "words need no input"
+        if self.input is None:
+            return f"input is required for what={self.what}"
+        return "words need no input"
+
+    @check("what", "names", "length")
+    def _keys_are_of_contents(self) -> str | None:
+        if self.names is not None and self.what not in ("images", "sounds"):
+            return "names are for what=images or sounds"
+        if self.length is not None and self.what in ("images", "sounds"):
+            return "length is for what=texts"
+        return None
 
     @check("whitening", "fit_whitening", "dimensions", "what")
     def _whitening_fits(self) -> str | None:
@@ -61,7 +92,7 @@ class ExtractConfig(ToolConfig):
             return "whitening and fit_whitening exclude each other"
         is_white = self.whitening is not None or self.fit_whitening is not None
         if is_white and self.what == "words":
-            return "whitening is for what=texts"
+            return "whitening is not for what=words"
         if self.dimensions is not None and not is_white:
             return "dimensions needs whitening or fit_whitening"
         return None
@@ -93,8 +124,49 @@ def run_extract(config: ExtractConfig) -> int:
     return 0
 
 
+def _text_vectors(config: ExtractConfig, path: Path, machine: Machine) -> Iterator[Vectors]:
+    lines = read_lines(path)
+    saved = load_model(config, machine)
+    reader = TextVectors(
+        saved, machine, config.pooling, config.layer, config.length, config.compared
+    )
+    return reader.vectors(lines)
+
+
+def _image_vectors(config: ExtractConfig, path: Path, machine: Machine) -> Iterator[Vectors]:
+    entries = list(find_media(CorpusConfig(path=str(path), format="image"), Counter()))
+    saved = load_model(config, machine)
+    stream = image_stream_name(saved)
+    read: Callable[[Stream], Tensor] = PooledStates(saved, stream, config.pooling, config.layer)
+    if config.compared:
+        read = ComparedVectors(saved, stream)
+    _write_names(config, path, entries)
+    return ImageVectors(read, trained_transform(saved), machine).vectors(entries)
+
+
+def _sound_vectors(config: ExtractConfig, path: Path, machine: Machine) -> Iterator[Vectors]:
+    entries = list(find_media(CorpusConfig(path=str(path), format="audio"), Counter()))
+    saved = load_model(config, machine)
+    bank = trained_bank(saved)
+    read: Callable[[Stream], Tensor] = PooledStates(saved, SRC, config.pooling, config.layer)
+    if config.compared:
+        read = ComparedVectors(saved, SRC)
+    _write_names(config, path, entries)
+    return SoundVectors(read, bank, machine).vectors(entries)
+
+
+def _write_names(config: ExtractConfig, path: Path, entries: Sequence[MediaEntry]) -> None:
+    if config.names is not None:
+        check_file(config.names, config.overwrite, [path, config.output], "names")
+        write_lines(config.names, (f"{entry.name}\n" for entry in entries))
+
+
+VECTORS: Final = {"texts": _text_vectors, "images": _image_vectors, "sounds": _sound_vectors}
+"""Vectors of each kind of content, some at a time."""
+
+
 class _Parts(NamedTuple):
-    """Vectors of texts, some at a time, and what is done to them."""
+    """Vectors of a content, some at a time, and what is done to them."""
 
     vectors: Iterator[Vectors]
     width: int
@@ -103,13 +175,10 @@ class _Parts(NamedTuple):
 
 def _prepare(config: ExtractConfig, path: Path, machine: Machine) -> _Parts:
     """Everything that can go wrong before there is an output."""
-    lines = read_lines(path)
     if config.fit_whitening is not None:
         check_file(config.fit_whitening, config.overwrite, [path, config.output], "fit_whitening")
     whitening = None if config.whitening is None else Whitening.load(config.whitening)
-    saved = load_model(config, machine)
-    reader = TextVectors(saved, machine, config.pooling, config.layer, config.length)
-    vectors = reader.vectors(lines)
+    vectors = VECTORS[config.what](config, path, machine)
     first = next(vectors)
     width = first.shape[1]
     if config.dimensions is not None and config.dimensions > width:

@@ -21,18 +21,27 @@ from tencentpretrain.generate.chat import chat_frame, chat_prompt
 from tencentpretrain.generate.decoding import Decoding
 from tencentpretrain.generate.frame import Edge, find_frame
 from tencentpretrain.generate.generator import Generation, Generator
+from tencentpretrain.generate.pictures import Painter
 from tencentpretrain.tasks.answers import answer_lines
 from tencentpretrain.tasks.inference import Machine
 from tencentpretrain.tasks.table import JSON_LINES
 from tencentpretrain.tools.outputs import check_file, write_lines
+from tencentpretrain.tools.pictures import (
+    PictureKeys,
+    check_picture_keys,
+    check_text_keys,
+    makes_pictures,
+    paint,
+    painter_of,
+)
 from tencentpretrain.tools.saved_model import SavedModel, ToolConfig, load_model
 from tencentpretrain.tools.texts import Line, in_parts, read_lines, run_sorted
 
 log = logging.getLogger("tencentpretrain")
 
 
-class GenerateConfig(ToolConfig, Decoding):
-    """Write texts with a model."""
+class GenerateConfig(ToolConfig, Decoding, PictureKeys):
+    """Write texts with a model, or pictures with one of captions and image codes."""
 
     prompt: str | None = None
     """One prompt; what follows is printed while it is written. An encoder-decoder reads it as the
@@ -42,7 +51,8 @@ class GenerateConfig(ToolConfig, Decoding):
     `messages`; in the place of prompt."""
     output: PathLike | None = None
     """File for what is written: JSON lines if it ends in .jsonl, else a text a line, in which line
-    breaks become spaces; null prints that."""
+    breaks become spaces; null prints that. Pictures need one: a grid with a row a prompt if it ends
+    in .png, their codes if it ends in .jsonl."""
     overwrite: bool = False
     """Whether output may replace a file that is there."""
     template: Literal["chatml", "plain"] | None = None
@@ -61,7 +71,8 @@ class GenerateConfig(ToolConfig, Decoding):
 
     @check("prompt", "output")
     def _output_has_input(self) -> str | None:
-        if self.output is not None and self.input is None:
+        is_picture = self.output is not None and self.output.suffix.lower() == ".png"
+        if self.output is not None and self.input is None and not is_picture:
             return "output needs input; what follows on a prompt is printed"
         return None
 
@@ -83,13 +94,16 @@ class Prompts:
     """Reads prompts and makes rows of them.
 
     Args:
-        generator: Whose rows they are.
+        generator: Whose rows they are; or a painter.
         template: Of conversations, if prompts are some.
         path: Where they come from, for messages.
     """
 
     def __init__(
-        self, generator: Generator, template: Template | None = None, path: Path | None = None
+        self,
+        generator: Generator | Painter,
+        template: Template | None = None,
+        path: Path | None = None,
     ) -> None:
         self._generator = generator
         self._template = template
@@ -151,10 +165,28 @@ def _message(message: object) -> tuple[str, str] | None:
 def run_generate(config: GenerateConfig) -> int:
     """Write as `config` says; returns the exit code."""
     with before_start():
-        if config.input is not None and config.output is not None:
-            check_file(config.output, config.overwrite, [config.input])
+        if config.output is not None:
+            inputs = [] if config.input is None else [config.input]
+            check_file(config.output, config.overwrite, inputs)
         machine = config.machine()
         saved = load_model(config, machine)
+    write = _write_pictures if makes_pictures(saved) else _write_texts
+    return write(config, saved, machine)
+
+
+def _write_pictures(config: GenerateConfig, saved: SavedModel, machine: Machine) -> int:
+    with before_start():
+        check_picture_keys(config, config.output)
+        painter = painter_of(saved, machine, config.codes)
+        rows = _captions(painter, config)
+    assert config.output is not None
+    paint(painter, rows, config.output, config.samples, config, machine.batch_size)
+    return 0
+
+
+def _write_texts(config: GenerateConfig, saved: SavedModel, machine: Machine) -> int:
+    with before_start():
+        check_text_keys(config, config.output)
         template = None
         if config.template is not None:
             template = TEMPLATES[config.template](saved.text_tokenizer())
@@ -178,6 +210,12 @@ def run_generate(config: GenerateConfig) -> int:
     write_lines(config.output, _lines(config.output, answers))
     log.info(f"what was written is in {config.output}")
     return 0
+
+
+def _captions(painter: Painter, config: GenerateConfig) -> list[list[int]]:
+    """All prompts as rows, which are few beside their pictures."""
+    lines = [Line(1, config.prompt or "")] if config.input is None else read_lines(config.input)
+    return [row.ids for part in Prompts(painter, None, config.input).rows(lines) for row in part]
 
 
 def generator_of(

@@ -17,7 +17,7 @@ from tencentpretrain.config import ConfigError
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.tokenizers.base import Tokenizer
 from tencentpretrain.train.base import BASE
-from tencentpretrain.train.checkpoint import Source, fill_checkpoint
+from tencentpretrain.train.checkpoint_files import Source, fill_checkpoint
 from tencentpretrain.train.durable import (
     DurableFile,
     delete,

@@ -179,7 +179,7 @@ def read_model(checkpoint: Checkpoint, device: torch.device) -> SavedModel:
     target_vocabulary = None if target is None else target.vocab_size
     model = build_model(parts.model, vocabulary, device, target_vocabulary=target_vocabulary)
     apply_wrappers(parts.wrappers, model)
-    load_weights(model, model_tensors(checkpoint, device))
+    load_weights(model, model_tensors(checkpoint))
     return SavedModel(checkpoint, parts.model, model.eval(), tokenizer, target)
 
 

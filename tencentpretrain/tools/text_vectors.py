@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from tencentpretrain.config import ConfigError
-from tencentpretrain.targets.classify import PoolingName, pool
+from tencentpretrain.targets.classify import PoolingName
+from tencentpretrain.targets.contrast import ContrastTarget
 from tencentpretrain.tasks.inference import Machine
+from tencentpretrain.tools.pooled import ComparedVectors, PooledStates
 from tencentpretrain.tools.saved_model import SavedModel
 from tencentpretrain.tools.texts import Line, TextFormat, in_parts, run_sorted
 from tencentpretrain.tools.vector_file import Vectors
-from tencentpretrain.types import NOTHING, Batch, Hidden, Want
+from tencentpretrain.types import SRC, Batch, Hidden, Stream
 
 log = logging.getLogger("tencentpretrain")
 
@@ -29,9 +31,11 @@ class TextVectors:
         pooling: what stands for a text.
         layer: 0 is the embedding; negative numbers count from the last layer, -1.
         length: of a row at most, in tokens; None is that of training.
+        is_compared: whether vectors are those that the model was trained to compare instead.
 
     Raises:
         ConfigError: if the model has no such layer, or cannot read rows of `length`.
+        CheckpointError: if it was not trained to compare anything.
     """
 
     def __init__(
@@ -41,16 +45,14 @@ class TextVectors:
         pooling: PoolingName,
         layer: int = -1,
         length: int | None = None,
+        is_compared: bool = False,
     ) -> None:
-        self._model, self._machine, self._pooling = saved.model, machine, pooling
+        self._machine = machine
         self._format = TextFormat(saved, saved.length(length))
-        layers: int = getattr(saved.config.encoder, "layers", len(saved.model.encoder.blocks()))
-        number = layers + 1 + layer if layer < 0 else layer
-        if not 0 <= number <= layers:
-            message = f"must be between {-layers - 1} and {layers}, but is {layer}"
-            raise ConfigError.at("layer", message)
-        # The states that the encoder returns in any case are those of the last layer.
-        self._want = NOTHING if number == layers else Want((number,))
+        stream = text_stream_name(saved)
+        self._read: Callable[[Stream], Tensor]
+        self._states = PooledStates(saved, stream, pooling, layer)
+        self._read = ComparedVectors(saved, stream) if is_compared else self._states
 
     def vectors(self, lines: Iterable[Line]) -> Iterator[Vectors]:
         """Vectors [n, D] of some of the lines at a time, in their order."""
@@ -70,12 +72,16 @@ class TextVectors:
     def _pooled(self, rows: list[NDArray[np.int64]], numbers: list[int]) -> list[Vectors]:
         """Vectors [D] of those of `rows`."""
         batch, _ = self._format.batch([rows[number] for number in numbers])
-        pooled = pool(self.hidden(batch.to(self._machine.device)), self._pooling)
+        pooled = self._read(batch.to(self._machine.device).streams[SRC])
         return list(pooled.float().cpu().numpy())
 
     def hidden(self, batch: Batch) -> Hidden:
         """States [B, S, D] of the layer."""
-        hidden = self._model.read(batch.streams["src"], self._want)
-        if self._want is NOTHING:
-            return hidden
-        return Hidden(hidden.layers[0], hidden.layout)
+        return self._states.hidden(batch.streams[SRC])
+
+
+def text_stream_name(saved: SavedModel) -> str:
+    """The stream in which a model reads texts: the first of two that it compares, if it does."""
+    targets = (saved.model.target[name] for name in saved.config.target)
+    compared = (t.config.streams[0] for t in targets if isinstance(t, ContrastTarget))
+    return next(compared, SRC)

@@ -1,4 +1,4 @@
-"""What the targets of a model bring to the run that trains it."""
+"""What examples and the targets of a model bring to the run that trains it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from tencentpretrain.distributed.parallel import Parallel
-from tencentpretrain.targets.companion import Setting
+from tencentpretrain.model import Model
+from tencentpretrain.targets.companion import Accompanied, Setting
+from tencentpretrain.targets.heads import VocabularyTarget
 from tencentpretrain.train.precision import resolve_precision
 from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.trainer import Annotator
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def accompany(job: Job, config: RunConfig, parallel: Parallel, steps: int) -> Job:
-    """`job` with the companions of the targets of its model, each once.
+    """`job` with the companions of its examples and of the targets of its model, each once.
 
     Args:
         job: Without them.
@@ -38,11 +40,17 @@ def accompany(job: Job, config: RunConfig, parallel: Parallel, steps: int) -> Jo
         tokenizer=job.tokenizer,
         target_tokenizer=job.target_tokenizer,
         files=job.files,
+        outputs=output_rows(job.model),
+        patches=getattr(job.model.embedding.content(), "patches", None),
     )
     annotators: dict[Annotator, None] = {}
     fingerprints: dict[str, str] = {}
-    for name in job.model.target.names:
-        companion = job.model.target[name].companion(setting)
+    # What completes the batches comes first: a teacher reads them, too.
+    bringing: list[Accompanied] = [job.model.target[name] for name in job.model.target.names]
+    if isinstance(job.examples, Accompanied):
+        bringing = [job.examples, *bringing]
+    for accompanied in bringing:
+        companion = accompanied.companion(setting)
         if companion is None:
             continue
         setting = replace(setting, examples=companion.examples or setting.examples)
@@ -62,6 +70,16 @@ def accompany(job: Job, config: RunConfig, parallel: Parallel, steps: int) -> Jo
     )
     rehearse(job, parallel.device)
     return job
+
+
+def output_rows(model: Model) -> dict[str, int]:
+    """Rows of the output layers over vocabularies, by the name of the target."""
+    targets = {name: model.target[name] for name in model.target.names}
+    return {
+        name: len(target.output.weight)
+        for name, target in targets.items()
+        if isinstance(target, VocabularyTarget)
+    }
 
 
 def rehearse(job: Job, device: torch.device) -> None:

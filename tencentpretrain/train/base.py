@@ -8,11 +8,10 @@ which covers every byte of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -106,20 +105,19 @@ def open_base(checkpoint: Checkpoint, base: Base, moved: Path | None = None) -> 
     return Checkpoint(found)
 
 
-def model_tensors(
-    checkpoint: Checkpoint, device: torch.device | str = "cpu", moved: Path | None = None
-) -> dict[str, Tensor]:
+def model_tensors(checkpoint: Checkpoint, moved: Path | None = None) -> Mapping[str, Tensor]:
     """Weights of the model of `checkpoint` with its wrappers, those of its base included.
+
+    Where it has all of them, they are read when they are looked up.
 
     Args:
         checkpoint: What is asked for.
-        device: Where to.
         moved: Where its base lies now, if it was moved.
 
     Raises:
         CheckpointError: if a file is damaged, or the base is not what it was.
     """
-    own = checkpoint.tensors("model", device)
+    own = checkpoint.lazy_tensors("model")
     base = base_of(checkpoint)
     if base is None:
         return own
@@ -127,10 +125,10 @@ def model_tensors(
     absent = [name for name in base.names if name not in others]
     if absent:
         raise CheckpointError(f"the base of `{checkpoint.path}` has no tensor `{absent[0]}`")
-    return {name: others[name].to(device) for name in base.names} | own
+    return {name: others[name] for name in base.names} | dict(own)
 
 
-def plain_tensors(checkpoint: Checkpoint, moved: Path | None = None) -> dict[str, Tensor]:
+def plain_tensors(checkpoint: Checkpoint, moved: Path | None = None) -> Mapping[str, Tensor]:
     """Weights of the model of `checkpoint` without its wrappers: adapters are folded in.
 
     Raises:
@@ -139,7 +137,7 @@ def plain_tensors(checkpoint: Checkpoint, moved: Path | None = None) -> dict[str
     """
     tensors = model_tensors(checkpoint, moved=moved)
     for wrapper in reversed(saved_wrappers(checkpoint)):
-        tensors = dict(wrapper.fold(tensors))
+        tensors = wrapper.fold(tensors)
     return tensors
 
 

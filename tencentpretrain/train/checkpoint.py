@@ -11,24 +11,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 
+from tencentpretrain.distributed.processes import Circle
 from tencentpretrain.errors import CheckpointError
+from tencentpretrain.train.checkpoint_files import (
+    Source,
+    TensorFile,
+    check_names,
+    tensor_files,
+    write_parts,
+)
 from tencentpretrain.train.durable import (
     FileRecord,
-    copy_file,
     delete,
     hide,
     make_directory,
     publish,
-    stale_directories,
     temporary_name,
     write_bytes,
 )
@@ -37,9 +42,9 @@ from tencentpretrain.train.manifest import (
     Manifest,
     Mode,
     UnknownFormatError,
-    check_name,
     to_json,
 )
+from tencentpretrain.train.remover import Remover
 from tencentpretrain.train.run_lock import RunLock
 from tencentpretrain.train.saved_checkpoint import (
     CHECKPOINTS,
@@ -53,13 +58,15 @@ from tencentpretrain.train.saved_checkpoint import (
     step_directories,
     step_name,
 )
-from tencentpretrain.train.tensor_file import SUFFIX, write_tensors
 
 __all__ = ["Checkpoint", "CheckpointStore", "RunLock", "open_checkpoint"]
 
+if TYPE_CHECKING:
+    from tencentpretrain.distributed.parallel import Parallel
+
 log = logging.getLogger(__name__)
 
-Source = bytes | Path
+T = TypeVar("T")
 _WAY_OUT: Final = "older checkpoints are untouched; free space there or choose another `run_dir`"
 
 
@@ -72,6 +79,7 @@ class CheckpointStore:
         keep_best: whether the one with the best score is kept beside them.
         keep_every: steps that are multiples of it are kept for ever; None for none.
         mode: whether the smallest or the greatest score is the best.
+        parallel: the processes that save together; None is this one alone.
     """
 
     def __init__(
@@ -81,6 +89,7 @@ class CheckpointStore:
         keep_best: bool = True,
         keep_every: int | None = None,
         mode: Mode = "min",
+        parallel: Parallel | None = None,
     ) -> None:
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError("`keep_last` and `keep_every` must be at least 1")
@@ -89,9 +98,11 @@ class CheckpointStore:
         self.keep_best = keep_best
         self.keep_every = keep_every
         self.mode: Mode = mode
+        self.circle = Circle(None) if parallel is None else parallel.circle
+        self.parallel = parallel
         self._damaged: set[Path] = set()
-        self._remover = ThreadPoolExecutor(max_workers=1, thread_name_prefix="remove")
-        self._removals: list[Future[None]] = []
+        self._remover = Remover()
+        self._saver = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
 
     def save(
         self,
@@ -122,8 +133,38 @@ class CheckpointStore:
             CheckpointError: if it cannot be written (full disk, permissions); what was there stays.
             TypeError: if `state` or a tensor cannot be stored exactly.
         """
+        return self._save(*self._planned(step, tensors, state, files, score, fingerprints))
+
+    def save_in_background(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        files: Mapping[str, Source] | None = None,
+        score: float | None = None,
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> Future[Path]:
+        """As `save`, but copies the tensors and writes the copies while the caller goes on.
+
+        One checkpoint is written after another. Errors of writing are those of the result.
+        """
+        final, manifest, found, parts = self._planned(
+            step, tensors, state, files, score, fingerprints
+        )
+        return self._saver.submit(self._save, final, manifest, [f.copied() for f in found], parts)
+
+    def _planned(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        files: Mapping[str, Source] | None,
+        score: float | None,
+        fingerprints: Mapping[str, str] | None,
+    ) -> tuple[Path, Manifest, list[TensorFile], dict[str, Source]]:
+        """Where to save, the manifest without its files, and all files but the manifest."""
         parts = {STATE: to_json(dict(state)), **(files or {})}
-        _check_names(tensors, files or {})
+        check_names(tensors, files or {})
         finite = score if score is not None and math.isfinite(score) else None
         manifest = Manifest(
             step=step,
@@ -133,10 +174,24 @@ class CheckpointStore:
             fingerprints=dict(fingerprints or {}),
             files={},
         )
-        final = self.directory / step_name(step)
-        self._write(final, manifest, tensors, parts)
-        self._damaged.discard(final)
-        self._retain(step)
+        return (
+            self.directory / step_name(step),
+            manifest,
+            tensor_files(tensors, self.parallel),
+            parts,
+        )
+
+    def _save(
+        self,
+        final: Path,
+        manifest: Manifest,
+        tensors: Sequence[TensorFile],
+        files: Mapping[str, Source],
+    ) -> Path:
+        self._write(final, manifest, tensors, files)
+        if self.circle.rank == 0:
+            self._damaged.discard(final)
+            self._retain(manifest.step)
         return final
 
     def latest(self, verify: bool = True) -> Checkpoint | None:
@@ -163,35 +218,76 @@ class CheckpointStore:
 
     def wait(self) -> None:
         """Wait until all that was to be removed is gone; the end of the process waits too."""
-        while self._removals:
-            self._removals.pop().result()
+        self._remover.wait()
 
     def _write(
         self,
         final: Path,
         manifest: Manifest,
-        tensors: Mapping[str, Mapping[str, Tensor]],
+        tensors: Sequence[TensorFile],
         files: Mapping[str, Source],
     ) -> None:
-        """Write everything under a temporary name and publish it, or leave nothing."""
-        partial = self.directory / temporary_name(final.name)
-        try:
+        """Write everything under a temporary name and publish it, or leave nothing.
+
+        Of several processes each writes its pieces, and the first one all else, the manifest last.
+        """
+        partial = self.directory / self.circle.first(temporary_name(final.name))
+        is_first = self.circle.rank == 0
+
+        def begin() -> None:
             self.wait()
-            self._remove_stale()
+            self._remover.remove_stale(self.directory)
             make_directory(self.directory)
             partial.mkdir()
-            fill_checkpoint(partial, manifest, tensors, files)
+
+        def write() -> dict[str, FileRecord]:
+            return write_parts(partial, tensors, files if is_first else {})
+
+        def end() -> None:
+            complete = manifest.model_copy(update={"files": dict(sorted(records.items()))})
+            write_bytes(partial / MANIFEST, complete.to_bytes())
             replaced = publish(partial, final)
-        except OSError as error:
-            self._discard(partial)
-            raise CheckpointError(
-                f"checkpoint `{final}` cannot be saved: {_reason(error, partial)}; {_WAY_OUT}"
-            ) from error
+            if replaced is not None:
+                self._remover.remove(replaced)
+
+        with self._discarding(partial):
+            self._together(begin if is_first else _nothing, final, partial)
+            own = self._together(write, final, partial)
+            records: dict[str, FileRecord] = {}
+            for said in self.circle.gather({n: r.to_dict() for n, r in (own or {}).items()}):
+                records |= {name: FileRecord(**record) for name, record in said.items()}
+            self._together(end if is_first else _nothing, final, partial)
+
+    def _together(self, work: Callable[[], T], final: Path, partial: Path) -> T | None:
+        """Do this process's part of saving; where one of them fails, all do."""
+        error: BaseException | None = None
+        done: T | None = None
+        try:
+            done = work()
+        except OSError as cause:
+            error = CheckpointError(
+                f"checkpoint `{final}` cannot be saved: {_reason(cause, partial)}; {_WAY_OUT}"
+            )
+            error.__cause__ = cause
+        except Exception as cause:
+            error = cause
+        self.circle.agree(error, f"saving `{final}`")
+        return done
+
+    @contextlib.contextmanager
+    def _discarding(self, partial: Path) -> Iterator[None]:
+        """Leave nothing where saving fails."""
+        try:
+            yield
         except BaseException:
-            self._discard(partial)
+            if self.circle.rank == 0:
+                self._discard(partial)
             raise
-        if replaced is not None:
-            self._remove(replaced)
+
+    def _discard(self, partial: Path) -> None:
+        # The error on its way says what matters; the next save removes what is left.
+        with contextlib.suppress(OSError):
+            delete(partial)
 
     def _retain(self, saved: int) -> None:
         """Remove what is older than `saved` and neither new, nor best, nor permanent.
@@ -213,89 +309,13 @@ class CheckpointStore:
         for path in older:
             if path not in kept and not _is_foreign(path):
                 try:
-                    self._remove(hide(path))
+                    self._remover.remove(hide(path))
                 except OSError as error:
                     log.warning("`%s` cannot be removed: %s", path, error)
 
-    def _remove_stale(self) -> None:
-        """Remove what killed processes left unfinished, at once: its space may be needed."""
-        for path in stale_directories(self.directory):
-            self._delete(path)
 
-    def _remove(self, hidden: Path) -> None:
-        self._removals.append(self._remover.submit(self._delete, hidden))
-
-    def _delete(self, path: Path) -> None:
-        """Delete what is in the way of nobody; what cannot be deleted now is tried again later."""
-        try:
-            delete(path)
-        except OSError as error:
-            log.warning("`%s` cannot be removed: %s", path, error)
-
-    def _discard(self, partial: Path) -> None:
-        # The error on its way says what matters; the next save removes what is left.
-        with contextlib.suppress(OSError):
-            delete(partial)
-
-
-def fill_checkpoint(
-    directory: Path,
-    manifest: Manifest,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    files: Mapping[str, Source],
-) -> None:
-    """Write all files of a checkpoint into the empty `directory`, the manifest last.
-
-    Raises:
-        OSError: if it cannot be written; a part of it may be left.
-    """
-    records = _write_parts(directory, tensors, files)
-    complete = manifest.model_copy(update={"files": records})
-    write_bytes(directory / MANIFEST, complete.to_bytes())
-
-
-def _check_names(tensors: Mapping[str, object], files: Mapping[str, object]) -> None:
-    """Refuse names that lead elsewhere or that two parts share."""
-    taken = {STATE}
-    for name in [*files, *(stem + SUFFIX for stem in tensors)]:
-        check_name(name)
-        if name in taken:
-            raise CheckpointError(f"`{name}` would be in the checkpoint twice; rename one of them")
-        taken.add(name)
-
-
-def _write_parts(
-    directory: Path, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, Source]
-) -> dict[str, FileRecord]:
-    """Write everything but the manifest; records by path in `directory`."""
-    records: dict[str, FileRecord] = {}
-    for name, source in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(source, bytes):
-            records[name] = write_bytes(path, source)
-        elif source.is_dir():
-            records.update(_copy_tree(source, directory, name))
-        else:
-            records[name] = copy_file(source, path)
-    for stem, members in tensors.items():
-        records[stem + SUFFIX] = write_tensors(directory / (stem + SUFFIX), members)
-    return dict(sorted(records.items()))
-
-
-def _copy_tree(source: Path, directory: Path, name: str) -> dict[str, FileRecord]:
-    records: dict[str, FileRecord] = {}
-    for folder, _, members in os.walk(source, onerror=_fail, followlinks=True):
-        inside = Path(name) / Path(folder).relative_to(source)
-        (directory / inside).mkdir(parents=True, exist_ok=True)
-        for member in sorted(members):
-            path = inside / member
-            records[path.as_posix()] = copy_file(Path(folder) / member, directory / path)
-    return records
-
-
-def _fail(error: OSError) -> None:
-    raise error
+def _nothing() -> None:
+    """The part of processes that have none."""
 
 
 def _is_foreign(path: Path) -> bool:

@@ -7,10 +7,14 @@ import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
+from tencentpretrain.distributed.layout import local_box, local_part
+from tencentpretrain.distributed.processes import Circle
 from tencentpretrain.errors import CheckpointError, before_start
 from tencentpretrain.train.base import model_tensors
 from tencentpretrain.train.callbacks.logging import duration
@@ -18,6 +22,7 @@ from tencentpretrain.train.callbacks.saving import Checkpointer
 from tencentpretrain.train.load import state_tensors
 from tencentpretrain.train.optimizer_state import optimizer_tensors
 from tencentpretrain.train.session import Job, Session, describe
+from tencentpretrain.train.tensor_file import part_of
 from tencentpretrain.train.trainer import Trainer
 
 log = logging.getLogger("tencentpretrain")
@@ -29,8 +34,7 @@ def dry_run(session: Session, job: Job) -> int:
     Raises:
         CheckpointError: if what is read back differs from what was saved.
     """
-    with tempfile.TemporaryDirectory(prefix="tencentpretrain-") as folder, before_start():
-        directory = Path(folder)
+    with _temporary_directory(session.parallel.circle) as directory, before_start():
         trainer = session.trainer(job, directory)
         saving = next(c for c in trainer.callbacks if isinstance(c, Checkpointer))
         batches = iter(trainer.loader)
@@ -38,21 +42,33 @@ def dry_run(session: Session, job: Job) -> int:
         trainer.account(trainer.train_step(micros), micros)
         trainer.step += 1
         trainer.check_finite()
-        path = saving.save(trainer)
-        _compare(trainer, saving)
+        saving.save(trainer)
+        saving.finish(trainer)
+        path = _compare(trainer, saving)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        start, tokens = time.perf_counter(), trainer.tokens
+        start = time.perf_counter()
         micros = next(batches)
         stats = trainer.train_step(micros)
         stats.grad_norm.item()
         seconds = time.perf_counter() - start
-        tokens += sum(batch.tokens for batch in micros)
-        report(session, trainer, seconds, tokens / 2, size)
+        trainer.account(stats, micros)
+        report(session, trainer, seconds, trainer.all_tokens() / 2, size)
     return 0
 
 
-def _compare(trainer: Trainer, saving: Checkpointer) -> None:
-    """Read the checkpoint back and compare every tensor with the living one."""
+@contextmanager
+def _temporary_directory(circle: Circle) -> Iterator[Path]:
+    """A directory of all processes, which the first of them removes in the end."""
+    with ExitStack() as stack:
+        made = None
+        if circle.rank == 0:
+            made = stack.enter_context(tempfile.TemporaryDirectory(prefix="tencentpretrain-"))
+        yield Path(circle.first(made))
+        circle.gather(None)  # that nobody is in it any more
+
+
+def _compare(trainer: Trainer, saving: Checkpointer) -> Path:
+    """Read the checkpoint back and compare every tensor with the living one; where it lies."""
     found = saving.store.latest()
     if found is None:
         raise CheckpointError("the checkpoint of the dry run cannot be found again")
@@ -61,10 +77,11 @@ def _compare(trainer: Trainer, saving: Checkpointer) -> None:
         "optimizer": optimizer_tensors(trainer.optimizer, trainer.model),
     }
     for stem, tensors in living.items():
-        stored = model_tensors(found) if stem == "model" else found.tensors(stem)
+        stored = model_tensors(found) if stem == "model" else found.lazy_tensors(stem)
         for name, tensor in tensors.items():
-            if not torch.equal(stored[name], tensor.cpu()):
+            if not torch.equal(part_of(stored, name, local_box(tensor)), local_part(tensor).cpu()):
                 raise CheckpointError(f"`{name}` of the dry run was not read back as it was saved")
+    return found.path
 
 
 def report(session: Session, trainer: Trainer, seconds: float, tokens: float, size: int) -> None:

@@ -22,6 +22,8 @@ from tencentpretrain.config import (
     check,
     decode,
 )
+from tencentpretrain.data.buckets import SimilarLengths
+from tencentpretrain.data.loader import Order, ShuffledEpochs
 from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.model import ModelConfig, build_model
 from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskExamples
@@ -35,6 +37,7 @@ from tencentpretrain.train.precision import resolve_precision
 from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.saved_checkpoint import CHECKPOINTS, find_latest, open_checkpoint
 from tencentpretrain.train.session import Job, Session
+from tencentpretrain.train.source import TASK_FILE as TASK_FILE
 from tencentpretrain.train.source import find_source, task_model, without_heads
 from tencentpretrain.train.trainer import TrainerConfig
 
@@ -42,7 +45,6 @@ log = logging.getLogger("tencentpretrain")
 
 EPOCHS = 3.0
 HELD_OUT = 0.1
-TASK_FILE = "task.json"
 
 
 class FinetuneTrainer(TrainerConfig):
@@ -65,6 +67,9 @@ class FinetuneData(Config):
     """File that the best checkpoint is evaluated on at the end."""
     workers: NonNegativeInt = 0
     """Processes that make batches; 0 makes them in the training process."""
+    bucket: PositiveInt | None = None
+    """Steps whose examples are sorted by length together, so that each step has similar ones and
+    little padding; null leaves them as they are drawn."""
 
 
 class FinetuneConfig(RunConfig):
@@ -95,7 +100,8 @@ class FinetuneConfig(RunConfig):
             return None
         heads = TASKS.get(self.task.name).heads
         try:
-            decode(ModelConfig, without_heads(self.model, heads), "model")
+            plain = {**without_heads(self.model, heads), "objective": None}
+            decode(ModelConfig, plain, "model")
         except ConfigError as error:
             return str(error)
         return None
@@ -131,10 +137,12 @@ def run_finetune(config: FinetuneConfig) -> int:
     with before_start():
         plan = prepare(config)
     if config.dry_run:
-        return dry_run(plan.session, plan.job)
-    code = plan.session.run(plan.job)
-    if code == 0 and plan.test is not None:
-        report_test(plan, plan.test)
+        code = dry_run(plan.session, plan.job)
+    else:
+        code = plan.session.run(plan.job)
+        if code == 0 and plan.test is not None:
+            report_test(plan, plan.test)
+    plan.session.parallel.close()
     return code
 
 
@@ -147,6 +155,7 @@ def prepare(config: FinetuneConfig) -> Plan:
     """
     source = find_source(config.init, config.run_dir, config.tokenizer)
     task = TASKS.build(config.task)
+    task.inherit(source.learned)
     rows = task.read(config.data.train, True)
     task.learn(rows)
     train_rows, dev_rows = _split(task, rows, config.data.dev)
@@ -154,14 +163,16 @@ def prepare(config: FinetuneConfig) -> Plan:
     model_config = task_model(task, source.model, config.model)
     inputs = Inputs(model_config, source.tokenizer)
     train, dev = (task.examples(part, inputs, True) for part in (train_rows, dev_rows))
+    train.vary(config.seed)
     test = None if test_rows is None else task.examples(test_rows, inputs, True)
     session = Session(resolve(config, model_config, len(train)))
     log.info(f"{task.name}: {len(train):,} examples to train on, {len(dev):,} to choose by")
     tokenizer, device = source.tokenizer, session.parallel.device
     vocabulary = 0 if tokenizer is None else tokenizer.vocab_size
-    model = build_model(model_config, vocabulary, device, config.seed)
+    model = build_model(model_config, vocabulary, "meta")
     fingerprint = None if tokenizer is None else tokenizer.fingerprint
-    session.init_weights(model, fingerprint, allow=("target.*",))
+    allow = ("target.*", *(f"{part}.*" for part in task.unused))
+    session.prepare(model, model_config, fingerprint, allow=allow)
     machine = Machine(
         device,
         resolve_precision(config.trainer.precision, device),
@@ -178,6 +189,7 @@ def prepare(config: FinetuneConfig) -> Plan:
         files={TASK_FILE: task_file(task)},
         fingerprints=_fingerprints(task, config, tokenizer),
         workers=config.data.workers,
+        order=bucketed(config, train),
     )
     return Plan(session, session.accompany(job), task, machine, test)
 
@@ -195,6 +207,14 @@ def resolve(config: FinetuneConfig, model: ModelConfig, examples: int) -> Finetu
     )
 
 
+def bucketed(config: FinetuneConfig, examples: TaskExamples) -> Order | None:
+    """The order of samples, with similar lengths together where `data.bucket` says so."""
+    if config.data.bucket is None:
+        return None
+    order, size = ShuffledEpochs(len(examples), config.seed), config.trainer.batch_size
+    return SimilarLengths(order, examples.sizes(), size, config.data.bucket, config.seed)
+
+
 def task_file(task: Task[Any, Any]) -> bytes:
     """What `task` has learned, as it lies in every checkpoint."""
     content = {"name": task.name, **task.state()}
@@ -208,8 +228,10 @@ def report_test(plan: Plan, examples: TaskExamples) -> None:
     if newest is None or newest.step < plan.session.steps(plan.job.examples):
         return  # trainer.stop_after has ended the process, not the run
     best = open_checkpoint(run_dir)
-    load_weights(plan.job.model, model_tensors(best, plan.machine.device))
+    load_weights(plan.job.model, model_tensors(best))
     results = evaluate(plan.task, plan.job.model, examples, plan.machine, "test")
+    if not plan.session.parallel.is_main:
+        return
     values = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
     log.info(f"checkpoint of step {best.step} | {values}")
     path = run_dir / "metrics.jsonl"

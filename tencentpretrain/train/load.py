@@ -14,7 +14,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from tencentpretrain.distributed.layout import local_box, local_part
 from tencentpretrain.errors import CheckpointError
+from tencentpretrain.train.tensor_file import LazyTensors, part_of
 
 LISTED: Final = 10
 """How many names of a kind a message lists."""
@@ -35,6 +37,8 @@ class LoadReport:
     """Of another shape or kind in the file, and how: keep their initial values."""
     converted: dict[str, str] = field(default_factory=dict)
     """Read into another precision, and which."""
+    resized: dict[str, str] = field(default_factory=dict)
+    """Interpolated to another shape, and how."""
 
     def __str__(self) -> str:
         total = len(self.matched) + len(self.missing) + len(self.mismatched)
@@ -43,6 +47,9 @@ class LoadReport:
             names = getattr(self, kind)
             if names:
                 parts.append(f"{len(names)} {kind}: {listed(names)}")
+        if self.resized:
+            how = ", ".join(f"`{name}` from {change}" for name, change in self.resized.items())
+            parts.append(f"{len(self.resized)} resized: {how}")
         return "; ".join(parts)
 
 
@@ -60,6 +67,9 @@ def load_weights(
 ) -> LoadReport:
     """Copy `tensors` into the parameters and buffers of `module`, all of them or none.
 
+    Where a shape differs, the module that owns the tensor may know what to make of it: it has a
+    method `resized(name, value)`, which returns a tensor of its own shape, or None.
+
     Args:
         module: the model; not on the meta device.
         tensors: by name; types of another precision are converted.
@@ -73,7 +83,7 @@ def load_weights(
     """
     named = named_tensors(module)
     report = LoadReport()
-    chosen = _match(named, tensors, report)
+    chosen = _match(module, named, tensors, report)
     _check_some(report, named, tensors)
     allowed = {
         "missing": allow_missing,
@@ -83,7 +93,9 @@ def load_weights(
     _check_allowed(report, allowed, {name: names for _, names in named for name in names})
     with torch.no_grad():
         for own, value in chosen:
-            own.copy_(value)
+            box = local_box(own)
+            part = part_of(tensors, value, box) if isinstance(value, str) else value[box.slices]
+            local_part(own).copy_(part)
     return report
 
 
@@ -104,18 +116,36 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names[:LISTED]) + more
 
 
+def _resized(module: nn.Module, name: str, value: Tensor, own: Tensor) -> Tensor | None:
+    """What the module that owns `name` makes of a `value` of another shape; None if nothing."""
+    owner, _, attribute = name.rpartition(".")
+    resize = getattr(module.get_submodule(owner), "resized", None)
+    made: Tensor | None = None if resize is None else resize(attribute, value)
+    return made if made is not None and made.shape == own.shape else None
+
+
 def _match(
-    named: Named, tensors: Mapping[str, Tensor], report: LoadReport
-) -> list[tuple[Tensor, Tensor]]:
-    """Fill `report`; returns the model's own tensors with the values that belong into them."""
-    chosen: list[tuple[Tensor, Tensor]] = []
+    module: nn.Module, named: Named, tensors: Mapping[str, Tensor], report: LoadReport
+) -> list[tuple[Tensor, Tensor | str]]:
+    """Fill `report`; returns the model's own tensors with what belongs into them, by name.
+
+    What is read only when it is looked up must not all be in memory at once.
+    """
+    chosen: list[tuple[Tensor, Tensor | str]] = []
+    described = tensors.described if isinstance(tensors, LazyTensors) else tensors
     for own, names in named:
         given = [name for name in names if name in tensors]
         if not given:
             report.missing.append(names[0])
             continue
-        value = tensors[given[0]]
-        _check_equal(value, given, tensors)
+        value = described[given[0]]
+        _check_equal(given, tensors)
+        made = None
+        if value.shape != own.shape and not own.is_meta:
+            made = _resized(module, names[0], tensors[given[0]], own)
+        if made is not None:
+            report.resized[names[0]] = f"{list(value.shape)} to {list(own.shape)}"
+            value = made
         problem = _misfit(value, own)
         if problem:
             report.mismatched[names[0]] = problem
@@ -123,7 +153,7 @@ def _match(
         if value.dtype != own.dtype:
             report.converted[names[0]] = f"{_kind(value)} to {_kind(own)}"
         report.matched.append(names[0])
-        chosen.append((own, value))
+        chosen.append((own, given[0] if made is None else made))
     report.unexpected = sorted(set(tensors).difference(*(names for _, names in named)))
     return chosen
 
@@ -138,9 +168,9 @@ def _misfit(value: Tensor, own: Tensor) -> str | None:
     return None
 
 
-def _check_equal(value: Tensor, given: list[str], tensors: Mapping[str, Tensor]) -> None:
+def _check_equal(given: list[str], tensors: Mapping[str, Tensor]) -> None:
     for name in given[1:]:
-        if not torch.equal(value, tensors[name]):
+        if not torch.equal(tensors[given[0]], tensors[name]):
             raise CheckpointError(
                 f"`{given[0]}` and `{name}` are tied in the model, but differ in the file; "
                 "untie them in the config (`model.ties`)"

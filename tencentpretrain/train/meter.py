@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
-from tencentpretrain.types import Ratio, TargetOutput
+from tencentpretrain.types import Batch, Ratio, TargetOutput
+
+if TYPE_CHECKING:
+    from tencentpretrain.distributed.parallel import Parallel
+
+
+PARTS: Final = ("total", "count")
 
 
 class Meter:
@@ -29,6 +36,12 @@ class Meter:
         self.losses: dict[str, Ratio] = {}
         self.metrics: dict[str, Ratio] = {}
 
+    def empty(self) -> None:
+        """Set all sums to zero; their names stay, which all ranks must have alike."""
+        for ratios in (self.losses, self.metrics):
+            for name, ratio in ratios.items():
+                ratios[name] = Ratio(*map(torch.zeros_like, (ratio.total, ratio.count)))
+
     def add(self, output: TargetOutput, keep: Tensor | None = None) -> None:
         """Add sums; `keep` [] bool says on the device whether they count at all."""
         for mine, theirs in ((self.losses, output.losses), (self.metrics, output.metrics)):
@@ -38,6 +51,22 @@ class Meter:
                     total, count = total.where(keep, 0.0), count.where(keep, 0.0)
                 added = Ratio(total, count)
                 mine[name] = mine[name] + added if name in mine else added
+
+    def over(self, parallel: Parallel) -> Meter:
+        """The same sums over all ranks of data, which must have counted the same names."""
+        groups = {"losses": self.losses, "metrics": self.metrics}
+        parts = {
+            f"{group}/{name}/{part}": getattr(ratio, part)
+            for group, ratios in groups.items()
+            for name, ratio in ratios.items()
+            for part in PARTS
+        }
+        sums = parallel.sum(parts)
+        together = Meter(self.weights, self.prefix, self.device)
+        for group, ratios in groups.items():
+            found = {n: Ratio(*(sums[f"{group}/{n}/{p}"] for p in PARTS)) for n in ratios}
+            setattr(together, group, found)
+        return together
 
     def read(self) -> dict[str, float]:
         """All values by prefixed name, in one transfer from the device."""
@@ -71,7 +100,11 @@ class Meter:
 
 
 class Speed:
-    """Valid tokens a second, and the share of the hardware's peak, since the last reading."""
+    """What was done in a second since the last reading, and how the time was spent.
+
+    The tokens are the valid ones; the share of the peak is that of the hardware's arithmetic, and
+    the share of waiting that in which there was no batch to work on.
+    """
 
     def __init__(self, peak: float | None) -> None:
         self.peak = peak
@@ -79,10 +112,19 @@ class Speed:
 
     def start(self) -> None:
         self.began = time.perf_counter()
-        self.tokens, self.flops, self.steps = 0, 0.0, 0
+        self.tokens, self.flops, self.steps, self.examples = 0, 0.0, 0, 0
+        self.waited = 0.0
 
-    def add(self, tokens: int, flops: float) -> None:
+    def next(self, batches: Iterator[list[Batch]]) -> list[Batch]:
+        """The next of `batches`; the time that it takes to come is counted."""
+        began = time.perf_counter()
+        micros = next(batches)
+        self.waited += time.perf_counter() - began
+        return micros
+
+    def add(self, tokens: int, flops: float, examples: int) -> None:
         self.tokens += tokens
+        self.examples += examples
         self.flops += flops
         self.steps += 1
 
@@ -90,6 +132,8 @@ class Speed:
         seconds = max(time.perf_counter() - self.began, 1e-9)
         record = {
             "perf/tokens_per_s": self.tokens / seconds,
+            "perf/examples_per_s": self.examples / seconds,
+            "perf/data_wait": self.waited / seconds,
             "perf/steps_per_s": self.steps / seconds,
         }
         if self.peak is not None:

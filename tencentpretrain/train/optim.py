@@ -15,6 +15,7 @@ from tencentpretrain.config import (
     PositiveFloat,
     Probability,
 )
+from tencentpretrain.distributed.layout import is_shared
 from tencentpretrain.registry import Registry
 
 
@@ -44,9 +45,12 @@ class OptimizerFactory(ABC):
         """
         factors = _rate_factors(model)
         trained = [p for p in model.parameters() if p.requires_grad]
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+        groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {
+            (1.0, decays, shared): [] for decays in (True, False) for shared in (True, False)
+        }
         for parameter in trained:
-            kind = factors.get(id(parameter), 1.0), parameter.dim() >= 2
+            # One pass takes parameters of one process, or those of several, not both.
+            kind = factors.get(id(parameter), 1.0), parameter.dim() >= 2, is_shared(parameter)
             groups.setdefault(kind, []).append(parameter)
         return self.build(
             [
@@ -55,7 +59,7 @@ class OptimizerFactory(ABC):
                     "lr": self.config.lr * factor,
                     "weight_decay": self.config.weight_decay if decays else 0.0,
                 }
-                for (factor, decays), members in groups.items()
+                for (factor, decays, _), members in groups.items()
                 if members
             ]
         )
@@ -110,7 +114,11 @@ class Sgd(OptimizerFactory):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         momentum = self.config.momentum
-        optimizer = torch.optim.SGD(groups, lr=self.config.lr, momentum=momentum, fused=True)
+        # torch 2.11 has no fused SGD for parameters that lie on several processes.
+        is_whole = not any(is_shared(p) for group in groups for p in group["params"])
+        optimizer = torch.optim.SGD(
+            groups, lr=self.config.lr, momentum=momentum, fused=is_whole, foreach=not is_whole
+        )
         if momentum:
             # Where the first step is skipped, torch 2.11 would leave the memory of the running
             # gradient as it is allocated. From zero, the first step is the same as without.

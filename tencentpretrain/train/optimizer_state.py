@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tencentpretrain.distributed.layout import is_shared, local_box, local_part
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.train.load import LoadReport
+from tencentpretrain.train.tensor_file import LazyTensors, part_of
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -53,15 +55,15 @@ def load_optimizer(
     report = LoadReport()
     expected = _expected_state(optimizer, module)
     incomplete = False
-    given = _by_parameter(tensors, module)
+    given = _by_parameter(tensors, module)  # what a state is stored under, by its own name
     state: dict[Tensor, dict[str, Tensor]] = {}
     for name, (parameter, slots) in expected.items():
-        values = given.pop(name, {})
-        absent = [f"{name}/{key}" for key in slots if key not in values]
+        stored = given.pop(name, {})
+        absent = [f"{name}/{key}" for key in slots if key not in stored]
         report.missing += absent
-        incomplete |= bool(values and absent)
-        state[parameter] = _fill(name, values, slots, report)
-    report.unexpected += [f"{name}/{key}" for name, values in given.items() for key in values]
+        incomplete |= bool(stored and absent)
+        state[parameter] = _fill(name, stored, slots, tensors, report)
+    report.unexpected += [f"{name}/{key}" for name, stored in given.items() for key in stored]
     if report.unexpected or report.mismatched or incomplete:
         kind = type(optimizer).__name__
         raise CheckpointError(
@@ -73,16 +75,16 @@ def load_optimizer(
     return report
 
 
-def _by_parameter(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """States by the first name of their parameter, whichever of its names they are stored under."""
+def _by_parameter(names: Iterable[str], module: nn.Module) -> dict[str, dict[str, str]]:
+    """States by the first name of their parameter, and the full names they are stored under."""
     first = {alias: names[0] for names in _parameter_names(module).values() for alias in names}
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for full, value in tensors.items():
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for full in names:
         alias, _, key = full.rpartition("/")
         name = first.get(alias, alias)
         if key in found[name]:
             raise CheckpointError(f"state `{key}` of the tied parameter `{name}` is there twice")
-        found[name][key] = value
+        found[name][key] = full
     return found
 
 
@@ -93,25 +95,40 @@ class _Slot:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    like: Tensor | None = None
+    """The parameter, where the state is cut among processes as it is."""
+
+    def filled(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        """A copy of what `tensors` has of the state `name` for this process."""
+        if self.like is None:
+            return tensors[name].to(self.device, self.dtype, copy=True)
+        made = torch.zeros_like(self.like, dtype=self.dtype, requires_grad=False)
+        local_part(made).copy_(part_of(tensors, name, local_box(made)))
+        return made
 
 
 def _fill(
-    name: str, values: Mapping[str, Tensor], slots: Mapping[str, _Slot], report: LoadReport
+    name: str,
+    stored: Mapping[str, str],
+    slots: Mapping[str, _Slot],
+    tensors: Mapping[str, Tensor],
+    report: LoadReport,
 ) -> dict[str, Tensor]:
-    """Copies of `values` for the `slots` of the parameter `name`."""
+    """Copies of what is `stored` for the `slots` of the parameter `name`."""
     filled: dict[str, Tensor] = {}
-    for key, value in values.items():
-        full = f"{name}/{key}"
+    kinds = tensors.described if isinstance(tensors, LazyTensors) else tensors
+    for key, source in stored.items():
+        full, kind = f"{name}/{key}", kinds[source]
         slot = slots.get(key)
         if slot is None:
             report.unexpected.append(full)
-        elif tuple(value.shape) != slot.shape:
-            report.mismatched[full] = f"{list(value.shape)} instead of {list(slot.shape)}"
+        elif tuple(kind.shape) != slot.shape:
+            report.mismatched[full] = f"{list(kind.shape)} instead of {list(slot.shape)}"
         else:
-            if value.dtype != slot.dtype:
-                report.converted[full] = f"{value.dtype} to {slot.dtype}"
+            if kind.dtype != slot.dtype:
+                report.converted[full] = f"{kind.dtype} to {slot.dtype}"
             report.matched.append(full)
-            filled[key] = value.to(slot.device, slot.dtype, copy=True)
+            filled[key] = slot.filled(tensors, source)
     return filled
 
 
@@ -141,6 +158,7 @@ def _expected_state(
                     value.dtype,
                     # torch counts steps on the host, unless a kernel reads them.
                     parameter.device if value.dim() or on_device else torch.device("cpu"),
+                    parameter if value.dim() and is_shared(parameter) else None,
                 )
                 for key, value in probes[kind].items()
             }

@@ -42,8 +42,11 @@ class PredictData(Config):
 
 
 class PredictConfig(ToolConfig):
-    """Predict with a fine-tuned run."""
+    """Predict with a fine-tuned run, or with a model that needs no fine-tuning for its task."""
 
+    task: Annotated[SerializeAsAny[ComponentConfig] | None, Choice(TASKS)] = None
+    """What a model does that was not fine-tuned, such as image_text_retrieve; null is what it was
+    fine-tuned for. The task of a fine-tuned run may be given again, with other keys."""
     data: PredictData
     """What to predict."""
     output: PathLike
@@ -81,7 +84,11 @@ def run_predict(config: PredictConfig) -> int:
     with before_start():
         check_file(config.output, config.overwrite, [config.data.test])
         machine = config.machine()
-        predictor = load_predictor(open_checkpoint(config.checkpoint), machine)
+        checkpoint = open_checkpoint(config.checkpoint)
+        if config.task is None or TASK_FILE in checkpoint.manifest.files:
+            predictor = load_predictor(checkpoint, machine, config.task)
+        else:
+            predictor = adopt_model(checkpoint, config.task, machine)
         task = predictor.task
         rows = task.read(config.data.test, False)
         examples = make_examples(predictor, rows)
@@ -96,28 +103,52 @@ def run_predict(config: PredictConfig) -> int:
     return 0
 
 
-def load_predictor(checkpoint: Checkpoint, machine: Machine) -> Predictor:
+def load_predictor(
+    checkpoint: Checkpoint, machine: Machine, given: ComponentConfig | None = None
+) -> Predictor:
     """The model in `checkpoint` and the task that it was trained for.
 
+    Args:
+        checkpoint: Of a fine-tuned run.
+        machine: How it is run.
+        given: Keys of its task, in the place of those that it was trained with.
+
     Raises:
-        CheckpointError: if it is not of a fine-tuned run, or its weights do not fit its config.
+        CheckpointError: if it is not of a fine-tuned run or of one for another task, or its weights
+            do not fit its config.
         ConfigError: if its config names code that is not trusted.
     """
     if TASK_FILE not in checkpoint.manifest.files:
         raise CheckpointError(
             f"`{checkpoint.path}` is not of a fine-tuned run: it has no {TASK_FILE}; give the "
-            "run_dir of finetune/run.py"
+            "run_dir of finetune/run.py, or a task=... that needs none"
         )
     config = saved_config(checkpoint)
-    task = TASKS.build(
-        decode(SavedTask, {key: config[key] for key in ("task",) if key in config}).task
-    )
+    saved_task = decode(SavedTask, {key: config[key] for key in ("task",) if key in config}).task
+    if given is not None and given.name != saved_task.name:
+        raise CheckpointError(
+            f"`{checkpoint.path}` was fine-tuned for task={saved_task.name}; leave task out"
+        )
+    task = TASKS.build(given or saved_task)
     try:
         task.load_state(json.loads(checkpoint.file(TASK_FILE).read_bytes()))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"`{checkpoint.path}/{TASK_FILE}` is damaged: {error!r}") from error
     saved = read_model(checkpoint, machine.device)
     log.info(f"{task.name} with the checkpoint {checkpoint.path}")
+    return Predictor(task, saved.model, Inputs(saved.config, saved.tokenizer))
+
+
+def adopt_model(checkpoint: Checkpoint, config: ComponentConfig, machine: Machine) -> Predictor:
+    """The model in `checkpoint` as it is, and a task that it was not fine-tuned for.
+
+    Raises:
+        CheckpointError: if its weights do not fit its config.
+        ConfigError: if the model cannot do the task, or its config names code that is not trusted.
+    """
+    task = TASKS.build(config)
+    saved = read_model(checkpoint, machine.device)
+    task.adopt(saved.config)
     return Predictor(task, saved.model, Inputs(saved.config, saved.tokenizer))
 
 

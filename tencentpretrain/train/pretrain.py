@@ -6,6 +6,10 @@ import logging
 from collections.abc import Sequence
 
 from tencentpretrain.config import ConfigError, check
+from tencentpretrain.data.buckets import SimilarLengths
+from tencentpretrain.data.loader import Order, ShuffledEpochs
+from tencentpretrain.data.mixing import Mixture
+from tencentpretrain.data.objectives.base import Objective
 from tencentpretrain.errors import before_start
 from tencentpretrain.model import ModelConfig, build_model
 from tencentpretrain.train.dry_run import dry_run
@@ -58,14 +62,14 @@ def run_pretrain(config: PretrainConfig) -> int:
         model = build_model(
             config.model,
             shards.vocab_size,
-            session.parallel.device,
-            config.seed,
+            "meta",
             target_vocabulary=None if target is None else target.vocab_size,
         )
-        written = None if config.model.decoder is None else (target or shards.tokenizer())
-        session.init_weights(
+        written = None if config.model.decoder is None else (target or sources.tokenizer)
+        session.prepare(
             model,
-            shards.tokenizer_fingerprint,
+            config.model,
+            None if sources.tokenizer is None else sources.tokenizer.fingerprint,
             target_tokenizer=None if written is None else written.fingerprint,
         )
         micro = config.trainer.micro_batch_size or config.trainer.batch_size
@@ -73,14 +77,33 @@ def run_pretrain(config: PretrainConfig) -> int:
             model,
             sources.examples,
             lambda trainer: sources.evaluate(trainer, micro),
-            tokenizer=shards.tokenizer(),
+            tokenizer=sources.tokenizer,
             target_tokenizer=target,
             fingerprints=sources.fingerprints(),
             workers=config.data.workers,
-            order=sources.order,
+            order=bucketed(config, sources),
         )
         job = session.accompany(job)
-    return dry_run(session, job) if config.dry_run else session.run(job)
+    code = dry_run(session, job) if config.dry_run else session.run(job)
+    session.parallel.close()
+    return code
+
+
+def bucketed(config: PretrainConfig, sources: Sources) -> Order | None:
+    """The order of samples, with similar lengths together where `data.bucket` says so.
+
+    Raises:
+        ConfigError: if the objective's examples have no lengths of their own.
+    """
+    steps, examples = config.data.bucket, sources.examples
+    if steps is None:
+        return sources.order
+    order = sources.order or ShuffledEpochs(len(examples), config.seed)
+    sizes = examples.sizes() if isinstance(examples, Mixture | Objective) else None
+    if sizes is None:
+        message = "is for examples of different lengths, but those of the objective have one"
+        raise ConfigError.at("data.bucket", message)
+    return SimilarLengths(order, sizes, config.trainer.batch_size, steps, config.seed)
 
 
 def check_classes(model: ModelConfig, labels: Sequence[str]) -> None:

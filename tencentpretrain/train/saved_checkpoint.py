@@ -22,7 +22,8 @@ from tencentpretrain.train.manifest import (
     from_json,
     size_problem,
 )
-from tencentpretrain.train.tensor_file import SUFFIX, read_tensors
+from tencentpretrain.train.pieces import PieceTensors
+from tencentpretrain.train.tensor_file import SUFFIX, LazyTensors, open_tensors, read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,20 @@ class Checkpoint:
         names: Iterable[str] | None = None,
     ) -> dict[str, Tensor]:
         """Tensors that were saved under `stem`, such as "model": all, or those called `names`."""
-        return read_tensors(self.file(stem + SUFFIX), device, names)
+        if not self._lies_in_pieces(stem):
+            return read_tensors(self.file(stem + SUFFIX), device, names)
+        found = self.lazy_tensors(stem)
+        return {name: found[name].to(device) for name in (found if names is None else names)}
+
+    def lazy_tensors(self, stem: str) -> LazyTensors:
+        """The same, read when they are looked up: of many processes each reads what it needs."""
+        if not self._lies_in_pieces(stem):
+            return open_tensors(self.file(stem + SUFFIX))
+        directory = self.file(stem)
+        return PieceTensors(sorted(directory.glob(f"*{SUFFIX}")))
+
+    def _lies_in_pieces(self, stem: str) -> bool:
+        return any(name.startswith(f"{stem}/") for name in self.manifest.files)
 
     def file(self, name: str) -> Path:
         """Path of a file or directory of the checkpoint, verified.

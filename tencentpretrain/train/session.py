@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tencentpretrain.config import ConfigError, Problem, decode
-from tencentpretrain.data.loader import Examples, Loader, Order
+from tencentpretrain.data.loader import Examples, Loader, Order, require_equal_shares
 from tencentpretrain.distributed.parallel import PARALLELS, Parallel
-from tencentpretrain.errors import CheckpointError, before_start
+from tencentpretrain.distributed.processes import first_line, is_loss
+from tencentpretrain.errors import CheckpointError, TrainingError, UserError, before_start
 from tencentpretrain.model import Model, parameter_count
-from tencentpretrain.targets.companion import HELPERS
+from tencentpretrain.model_config import ModelConfig
 from tencentpretrain.tokenizers.base import Tokenizer
 from tencentpretrain.train.accompany import accompany
-from tencentpretrain.train.base import BASE, Base, base_of, open_base, plain_tensors
+from tencentpretrain.train.base import BASE
+from tencentpretrain.train.beginning import Beginning
 from tencentpretrain.train.callbacks.base import CALLBACKS, Callback
 from tencentpretrain.train.callbacks.evaluation import Evaluate, Evaluator
 from tencentpretrain.train.callbacks.logging import Console, JsonLines, TensorBoard
 from tencentpretrain.train.callbacks.saving import Checkpointer
-from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore, RunLock, open_checkpoint
-from tencentpretrain.train.layers import choose_layers
-from tencentpretrain.train.load import load_weights
+from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore, RunLock
 from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.saved_checkpoint import find_latest
 from tencentpretrain.train.schedule import SCHEDULES, ScheduleConfig
 from tencentpretrain.train.trainer import Annotator, Trainer
-from tencentpretrain.wrappers.base import Wrapper, apply_wrappers
 from tencentpretrain.yaml_text import dump_yaml, load_yaml
 
 log = logging.getLogger("tencentpretrain")
@@ -40,7 +40,7 @@ BINDING = ("model", "task", "wrappers", "seed", "optim.name", "data.holdout")
 HARMLESS = (
     *("run_dir", "resume", "dry_run", "plugins", "init", "allow_", "callbacks", "checkpoint"),
     *("parallel", "data", "trainer.log_every", "trainer.eval_every", "trainer.stop_after"),
-    *("trainer.micro_batch_size",),
+    *("trainer.micro_batch_size", "trainer.recompute", "trainer.compile"),
 )
 """Beginnings of the keys whose change has no effect on the weights."""
 MOST = 10
@@ -94,14 +94,34 @@ class Session:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.parallel: Parallel = PARALLELS.build(config.parallel)
+        require_equal_shares(config.trainer.batch_size, self.parallel.world)
         self.store = self._open_store(config.run_dir)
-        self.found = self._find()
-        self.wrappers: list[Wrapper] = []
-        self._loaded: tuple[Checkpoint, frozenset[str]] | None = None
+        self.found = self._find_together()
+        self.beginning = Beginning(config, self.parallel, self.found)
 
     def _open_store(self, run_dir: Path) -> CheckpointStore:
         rhythm = self.config.checkpoint
-        return CheckpointStore(run_dir, rhythm.keep_last, rhythm.save_best, rhythm.keep_every)
+        return CheckpointStore(
+            run_dir,
+            rhythm.keep_last,
+            rhythm.save_best,
+            rhythm.keep_every,
+            parallel=self.parallel,
+        )
+
+    def _find_together(self) -> Checkpoint | None:
+        """What the first process finds; the others are told, so that all mean the same."""
+        circle = self.parallel.circle
+        error: Exception | None = None
+        found: Checkpoint | None = None
+        if circle.rank == 0:
+            try:
+                found = self._find()
+            except (UserError, ConfigError) as refused:
+                error = refused
+        circle.agree(error, "opening the run directory")
+        path = circle.first(str(found.path) if found else None)
+        return found if circle.rank == 0 or path is None else Checkpoint(Path(path))
 
     def _find(self) -> Checkpoint | None:
         config, directory = self.config, self.config.run_dir
@@ -170,80 +190,17 @@ class Session:
             raise ConfigError.at("schedule.warmup_steps", message)
         return steps
 
-    def init_weights(
+    def prepare(
         self,
         model: Model,
+        made_of: ModelConfig,
         tokenizer: str | None,
         allow: tuple[str, ...] = (),
         target_tokenizer: str | None = None,
     ) -> None:
-        """Load the weights that `config.init` names, unless a run is continued, and wrap the model.
-
-        Args:
-            model: Where to.
-            tokenizer: Fingerprint of the one that makes the model's ids.
-            allow: Patterns that may be missing or left over, beside the user's.
-            target_tokenizer: Fingerprint of the one of what a decoder writes, if there is any.
-
-        Raises:
-            CheckpointError: if the names or shapes do not fit, or the ids mean other tokens.
-            ConfigError: if a wrapper does not fit the model.
-        """
-        if self.config.init != "none" and self.found is None:
-            self._load_init(model, tokenizer, allow, target_tokenizer)
-        self._given()  # a base that is gone is better found now than after the start
-        self.wrappers = apply_wrappers(self.config.wrappers, model, self.config.seed)
-
-    def _load_init(
-        self,
-        model: Model,
-        tokenizer: str | None,
-        allow: tuple[str, ...],
-        target_tokenizer: str | None,
-    ) -> None:
-        source = open_checkpoint(Path(self.config.init))
-        fingerprints = source.manifest.fingerprints
-        theirs = fingerprints.get("tokenizer")
-        written = fingerprints.get("target tokenizer", theirs)
-        is_other = theirs not in (None, tokenizer)
-        is_other |= target_tokenizer is not None and written not in (None, target_tokenizer)
-        if is_other and not self.config.allow_other_tokenizer:
-            raise CheckpointError(
-                f"`{source.path}` was trained with another tokenizer than the data: the same ids "
-                "would mean other tokens; preprocess with its tokenizer, or accept that with "
-                "allow_other_tokenizer=true"
-            )
-        tensors, layers = plain_tensors(source), self.config.init_layers
-        report = load_weights(
-            model,
-            choose_layers(tensors, layers) if layers else tensors,
-            allow_missing=[*allow, HELPERS, *self.config.allow_missing],
-            allow_unexpected=[*allow, HELPERS, *self.config.allow_unexpected],
-            allow_mismatched=self.config.allow_mismatched,
-        )
-        # What lies under other names there cannot be referred to.
-        self._loaded = None if layers else (source, frozenset(report.matched))
-        log.info(f"init from {source.path}: {report}")
-
-    def _given(self) -> tuple[Checkpoint, frozenset[str]] | None:
-        """The checkpoint that the run started from, and the names of what it gave; None without.
-
-        A continued run knows it only where it depends on it.
-        """
-        if self.found is None:
-            return self._loaded
-        base = base_of(self.found)
-        return None if base is None else (open_base(self.found, base), frozenset(base.names))
-
-    def _base(self, model: Model, folder: Path) -> Base | None:
-        """What the checkpoints in `folder` refer to; None where they hold the whole model."""
-        given = self._given()
-        keeps = bool(self.wrappers) and all(wrapper.keeps_base for wrapper in self.wrappers)
-        if given is None or not keeps:
-            return None
-        source, names = given
-        kept = {name for name, p in model.named_parameters() if not p.requires_grad}
-        return Base.of(source, kept & names, folder)
+        """Fill and distribute the model of the run; see `Beginning.prepare`."""
+        self.beginning = Beginning(self.config, self.parallel, self.found)
+        self.beginning.prepare(model, made_of, tokenizer, allow, target_tokenizer)
 
     def accompany(self, job: Job) -> Job:
         """`job` with what the targets of its model bring along, such as a teacher.
@@ -256,10 +213,9 @@ class Session:
     def trainer(self, job: Job, run_dir: Path) -> Trainer:
         """Put together a trainer that writes to `run_dir`, at the state that it was left in."""
         config, steps = self.config, self.steps(job.examples)
-        self.parallel.prepare(job.model)
         store = self.store if run_dir == config.run_dir else self._open_store(run_dir)
         store.mode = job.mode
-        base = self._base(job.model, store.directory)
+        base = self.beginning.base(job.model, store.directory)
         files: dict[str, bytes | Path] = {"config.yaml": self.config_bytes(), **job.files}
         tokenizers = {"tokenizer": job.tokenizer, "target_tokenizer": job.target_tokenizer}
         saved = {name: found for name, found in tokenizers.items() if found is not None}
@@ -271,10 +227,13 @@ class Session:
             store, config.checkpoint, files, job.score, job.fingerprints, left_out
         )
         every = config.trainer.eval_every or max(1, steps // 10)
-        callbacks: list[Callback] = [
+        writers: list[Callback] = [
             Console(),
             JsonLines(run_dir / "metrics.jsonl"),
             TensorBoard(run_dir / "tensorboard"),
+        ]
+        callbacks: list[Callback] = [
+            *(writers if self.parallel.is_main else []),
             Evaluator(job.evaluate, every),
             saving,
             *self._added_callbacks(),
@@ -306,7 +265,7 @@ class Session:
         if self.found is not None and run_dir == config.run_dir:
             self._check_fingerprints(self.found, job)
             saving.restore(trainer, self.found)
-        for name, tokenizer in saved.items():
+        for name, tokenizer in saved.items() if self.parallel.is_main else ():
             tokenizer.save(run_dir / name)
         return trainer
 
@@ -325,18 +284,19 @@ class Session:
             self.steps(job.examples)
             if self.found is not None:
                 self._check_fingerprints(self.found, job)
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        with RunLock(config.run_dir):
+        with self._locked():
             self._look_again()
             trainer = self.trainer(job, config.run_dir)
-            replace_file(config.run_dir / "config.yaml", self.config_bytes())
+            if self.parallel.is_main:
+                replace_file(config.run_dir / "config.yaml", self.config_bytes())
             if trainer.step >= trainer.steps:
                 log.info(f"the run in {config.run_dir} is finished, at step {trainer.step}")
                 return 0
             if trainer.step:
                 log.info(f"continuing {config.run_dir} from step {trainer.step}")
             log.info(f"{describe(trainer)}; training to step {trainer.steps}")
-            trainer.fit()
+            with self._named_losses(trainer):
+                trainer.fit()
         if trainer.stop_reason is None:
             log.info(f"finished at step {trainer.step}; the run is in {config.run_dir}")
             return 0
@@ -346,11 +306,43 @@ class Session:
         )
         return EXIT_CODES.get(trainer.stop_reason, 0)
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let the first process hold the lock of the run directory; all fail where it is held."""
+        circle = self.parallel.circle
+        error: Exception | None = None
+        with ExitStack() as stack:
+            if circle.rank == 0:
+                try:
+                    stack.enter_context(RunLock(self.config.run_dir))
+                except (UserError, ConfigError) as refused:
+                    error = refused
+            circle.agree(error, "locking the run directory")
+            yield
+
+    @contextmanager
+    def _named_losses(self, trainer: Trainer) -> Iterator[None]:
+        """Say which process lost the others, and where: torch's own message tells neither."""
+        try:
+            yield
+        except RuntimeError as error:
+            circle = self.parallel.circle
+            if circle.world == 1 or not is_loss(error):
+                raise
+            raise TrainingError(
+                f"rank {circle.rank} of {circle.world} lost another one while {trainer.phase} at "
+                f"step {trainer.step}: {first_line(error)}; see the messages of the other ranks. "
+                "The same command continues from the last checkpoint"
+            ) from error
+
     def _look_again(self) -> None:
         """Another process may have trained between our first look and our lock."""
-        newest = find_latest(self.store.directory, verify=False)
-        if (newest and newest.path) != (self.found and self.found.path):
-            self.found = self._find()
+        circle, is_other = self.parallel.circle, False
+        if circle.rank == 0:
+            newest = find_latest(self.store.directory, verify=False)
+            is_other = (newest and newest.path) != (self.found and self.found.path)
+        if circle.first(is_other):
+            self.found = self._find_together()
 
     def _check_fingerprints(self, found: Checkpoint, job: Job) -> None:
         for name, value in found.manifest.fingerprints.items():

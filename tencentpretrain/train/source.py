@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tencentpretrain.config import ComponentConfig, ConfigError, Problem, decode, nearest
+from tencentpretrain.data.objectives import OBJECTIVES
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.targets.base import TARGETS
@@ -23,6 +25,7 @@ from tencentpretrain.yaml_text import load_yaml
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
+TASK_FILE = "task.json"
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class Source:
     Args:
         model: Plain data of its config, as far as it is not given on the command line.
         tokenizer: Its tokenizer; None where it has none.
+        learned: What it learned for a task, if it was fine-tuned.
     """
 
     model: dict[str, Any]
     tokenizer: Tokenizer | None
+    learned: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_source(init: str, run_dir: Path, tokenizer: ComponentConfig | None) -> Source:
@@ -54,12 +59,20 @@ def find_source(init: str, run_dir: Path, tokenizer: ComponentConfig | None) -> 
     model = saved_config(checkpoint).get("model")
     if not isinstance(model, dict):
         raise CheckpointError(f"`{checkpoint.path}` is not of a model: its config has none")
-    return Source(model, saved_tokenizer(checkpoint))
+    return Source(model, saved_tokenizer(checkpoint), saved_task(checkpoint))
 
 
 def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Plain data of the config of the run that wrote `checkpoint`."""
     return load_yaml(checkpoint.file(CONFIG))
+
+
+def saved_task(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What was learned for a task; nothing where the model was not fine-tuned."""
+    if TASK_FILE not in checkpoint.manifest.files:
+        return {}
+    learned: dict[str, Any] = json.loads(checkpoint.file(TASK_FILE).read_bytes())
+    return learned
 
 
 def saved_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -80,21 +93,41 @@ def task_model(
     rest = without_heads(overrides, task.heads)
     if source:
         _refuse_pretraining(task, rest)
-    before = decode(ModelConfig, merge(source, rest), "model")
+    # An objective may not fit what a task changes, such as the size of images.
+    before = decode(ModelConfig, {**merge(source, rest), "objective": None}, "model")
+    before = before.model_copy(update={"objective": _objective(source or rest)})
     heads = task.targets(before)
+    left_out = ("target", *task.unused)
     ties = {
         replaced: kept
         for replaced, kept in before.ties.items()
-        if not f"{replaced} {kept}".count("target.")
+        if not {replaced.split(".")[0], kept.split(".")[0]} & {*left_out}
     }
     given = overrides.get("target") or {}
+    if not source:
+        given = {name: _without(head, task.decided) for name, head in given.items()}
     plain = {
         **before.to_dict(),
+        **dict.fromkeys(task.unused),
         "target": {n: _head(c.to_dict(), given.get(n) or {}) for n, c in heads.items()},
         "objective": None,
         "ties": ties | task.ties(before),
     }
     return decode(ModelConfig, plain, "model")
+
+
+def _objective(source: Mapping[str, Any]) -> ComponentConfig | None:
+    """What a model was pre-trained on, which may tell a task how its inputs are prepared."""
+    plain = source.get("objective")
+    if not isinstance(plain, Mapping):
+        return None
+    return decode(OBJECTIVES.config_class(plain["name"]), plain, "model.objective")
+
+
+def _without(head: Any, keys: Sequence[str]) -> Any:
+    if not isinstance(head, Mapping):
+        return head
+    return {key: value for key, value in head.items() if key not in keys}
 
 
 def _head(head: dict[str, Any], given: Any) -> Any:

@@ -22,16 +22,15 @@ from tencentpretrain.config import (
     PositiveInt,
     check,
 )
-from tencentpretrain.data.loader import Examples, Order, evaluation_batches
+from tencentpretrain.data.loader import Examples, Order, Shared, shared_batches
 from tencentpretrain.data.mixing import Mixture, source_key
-from tencentpretrain.data.objectives.base import OBJECTIVES, Objective
+from tencentpretrain.data.objectives.base import OBJECTIVES, NoVocabulary, Objective
 from tencentpretrain.data.order import hash_int
 from tencentpretrain.data.packing import Integers, split_documents
 from tencentpretrain.data.shards import ShardSet, open_shards
 from tencentpretrain.errors import DataError
 from tencentpretrain.train.callbacks.evaluation import evaluate_loss, evaluate_mixture
 from tencentpretrain.train.trainer import Trainer
-from tencentpretrain.types import Batch
 
 log = logging.getLogger("tencentpretrain")
 
@@ -64,6 +63,9 @@ class PretrainData(Config):
     """Greatest number of examples of one evaluation, in a mixture of each source."""
     workers: NonNegativeInt = 0
     """Processes that make examples; 0 makes them in the training process."""
+    bucket: PositiveInt | None = None
+    """Steps whose examples are sorted by length together, so that each step has similar ones and
+    little padding; null leaves them as they are drawn."""
     verify: bool = True
     """Whether to compare all bytes of the shards with their checksums at the start."""
 
@@ -140,11 +142,15 @@ class Sources:
         opened = {name: self._open(config) for name, config in data.sources.items()}
         self.shards = next(iter(opened.values()))[0]
         """Documents of the first source; their tokenizers are those of all."""
+        self.tokenizer = self.shards.tokenizer() if self.shards.has_tokenizer else None
+        """That of all texts; None where there are none."""
         cls = OBJECTIVES.get(objective.name)
         has_two = self.shards.has_target_tokenizer and getattr(cls, "reads_targets", False)
         self.target_tokenizer = self.shards.target_tokenizer() if has_two else None
         """That of what a decoder writes; None where it is that of all other texts."""
         for shards, dev_shards in opened.values():
+            # Sources opened earlier learn of the labels of those behind them.
+            shards.labels = (dev_shards or shards).labels = self.labels
             self._require_one_tokenizer(shards)
             self._require_one_tokenizer(dev_shards or shards)
         # Keyed by the name: what is drawn for a source does not depend on the others.
@@ -188,7 +194,7 @@ class Sources:
         seed: int,
     ) -> Source:
         """The objectives over the documents of a source."""
-        tokenizer = self.shards.tokenizer()
+        tokenizer = self.tokenizer or NoVocabulary()
         documents: Integers | None = None
         held_out: Integers | None = None
         if dev_shards is None:
@@ -200,6 +206,7 @@ class Sources:
             log.warning(f"no documents{of} are held out: {it} is not evaluated")
             return Source(shards, dev_shards, train, None, weight)
         dev = OBJECTIVES.build(objective, dev_shards or shards, tokenizer, seed, held_out)
+        dev.is_training = False
         return Source(shards, dev_shards, train, dev, weight)
 
     def _mix(self, seed: int) -> Mixture:
@@ -215,11 +222,12 @@ class Sources:
 
         All together count as the mixture draws them, however many examples a source has to show.
         """
-        parts: dict[str, tuple[Iterator[Batch], float]] = {}
+        parts: dict[str, tuple[Iterator[Shared], float]] = {}
+        ranks = trainer.parallel.rank, trainer.parallel.world
         for name, source in self.sources.items():
             if source.dev is not None:
                 count = min(self.data.dev_examples, len(source.dev))
-                batches = evaluation_batches(source.dev, micro_batch_size, count)
+                batches = shared_batches(source.dev, micro_batch_size, count, *ranks)
                 parts[name] = batches, source.weight / count
         if not parts:
             return {}
@@ -232,7 +240,9 @@ class Sources:
 
     def fingerprints(self) -> dict[str, str]:
         """What must stay for a run to be continued: tokenizer, documents, how they are mixed."""
-        found = {"tokenizer": self.shards.tokenizer_fingerprint, "data": self.shards.fingerprint}
+        found = {"data": self.shards.fingerprint}
+        if self.tokenizer is not None:
+            found["tokenizer"] = self.shards.tokenizer_fingerprint
         if self.target_tokenizer is not None:
             found["target tokenizer"] = self.target_tokenizer.fingerprint
         if self.data.mix:

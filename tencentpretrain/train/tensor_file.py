@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tencentpretrain.config import nearest
+from tencentpretrain.distributed.layout import Box
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.train.durable import DurableFile, FileRecord
 
@@ -69,6 +70,10 @@ class LazyTensors(Mapping[str, Tensor]):
         left = self.described.keys() - set(names)
         return LazyTensors({n: t for n, t in self.described.items() if n in left}, self._read)
 
+    def part(self, name: str, box: Box) -> Tensor:
+        """The part `box` of the tensor `name`."""
+        return self[name][box.slices]
+
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.described:
             raise KeyError(name)
@@ -96,13 +101,13 @@ def write_tensors(
         TypeError: if a tensor has a type or layout that the format cannot hold.
         OSError: if the file exists or cannot be written; a part of it may be left.
     """
-    described = tensors.described if isinstance(tensors, LazyTensors) else tensors
-    for name, tensor in described.items():
-        _check(name, tensor, is_described=tensors is not described)
+    kinds = tensors.described if isinstance(tensors, LazyTensors) else tensors
+    for name, tensor in kinds.items():
+        _check(name, tensor, is_described=tensors is not kinds)
     # Wide types first: then every tensor starts at a multiple of its width, as readers require.
-    ordered = sorted(described, key=lambda name: (-described[name].element_size(), name))
+    ordered = sorted(kinds, key=lambda name: (-kinds[name].element_size(), name))
     with DurableFile(path) as file:
-        file.write(_header(described, ordered, metadata or {}))
+        file.write(_header(kinds, ordered, metadata or {}))
         for name in ordered:
             file.write(_raw(tensors[name]))
     return file.record
@@ -137,14 +142,22 @@ def open_tensors(path: Path) -> LazyTensors:
     """
     try:
         file: Any = safe_open(path, framework="pt")
-        described = {name: _described(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+        kinds = {name: described(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError) as error:
         raise CheckpointError(f"`{path}` is no readable safetensors file: {error}") from error
-    return LazyTensors(described, file.get_tensor)
+    return LazyTensors(kinds, file.get_tensor)
 
 
-def _described(piece: Any) -> Tensor:
+def described(piece: Any) -> Tensor:
+    """A tensor on the meta device like that of a slice of an open file."""
     return torch.empty(piece.get_shape(), dtype=_TYPES_READ[piece.get_dtype()], device="meta")
+
+
+def part_of(tensors: Mapping[str, Tensor], name: str, box: Box) -> Tensor:
+    """The part `box` of the tensor `name`; where tensors are read on demand, no more is read."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.part(name, box)
+    return tensors[name][box.slices]
 
 
 def tensor_names(path: Path) -> list[str]:

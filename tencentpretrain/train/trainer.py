@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from torch import Tensor
 from tencentpretrain.config import Config, NonNegativeFloat, PositiveInt, check
 from tencentpretrain.data.loader import Loader
 from tencentpretrain.data.order import hash_int
-from tencentpretrain.distributed.parallel import Parallel
+from tencentpretrain.distributed.blocks import RecomputeName
+from tencentpretrain.distributed.parallel import Parallel, summed
 from tencentpretrain.errors import TrainingError
 from tencentpretrain.model import Model
 from tencentpretrain.train.callbacks.base import Callback
@@ -30,6 +32,10 @@ from tencentpretrain.train.schedule import Schedule
 from tencentpretrain.types import Batch, TargetOutput
 
 MAX_ROLLBACKS: Final = 10
+ECHO_SECONDS: Final = 5.0
+"""For so long a second signal counts as the first one, where a launcher may repeat it."""
+RATES: Final = ("perf/tokens_per_s", "perf/examples_per_s")
+"""What all ranks of data do in a second is the sum of what each does."""
 Annotator = Callable[[Batch], Batch]
 
 
@@ -56,6 +62,14 @@ class TrainerConfig(Config):
     """Steps between two evaluations; null evaluates ten times in a run. The end always is."""
     nonfinite: Literal["raise", "skip", "rollback"] = "raise"
     """On a loss or gradient that is not finite: raise, skip the update, or rollback and go on."""
+
+    recompute: RecomputeName = "none"
+    """What blocks compute again in the backward pass to save memory: none, selective (all but
+    matrix products) or full."""
+    recompute_every: PositiveInt = 1
+    """One of so many blocks is recomputed."""
+    compile: bool = False
+    """Whether blocks are compiled: a slow start, then faster steps, on GPUs above all."""
 
     @check("steps", "epochs")
     def _one_length(self) -> str | None:
@@ -118,9 +132,13 @@ class Trainer:
         self.meter = Meter(model.target.weights, "train", self.device)
         self.speed = Speed(None)
         self.step = 0
+        self.phase = "starting"
+        """What is being done, for messages."""
         self.tokens = 0
+        self.own_tokens = 0
         self.record: dict[str, float] = {}
         self.stop_reason: str | None = None
+        self.signal: tuple[str, float] | None = None
         self.grad_norm = torch.zeros((), device=self.device)
         self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.skipped = 0
@@ -139,7 +157,9 @@ class Trainer:
         batches = iter(self.loader)
         with self.signals():
             while self.step < self.steps and self.stop_reason is None:
-                micros = next(batches)
+                self.phase = "reading data"
+                micros = self.speed.next(batches)
+                self.phase = "training"
                 self.call("step_start")
                 self.account(self.train_step(micros), micros)
                 self.step += 1
@@ -152,6 +172,7 @@ class Trainer:
                     self.log()
                 self.call("step_end")
                 self.record = {}
+                self.stop_reason = self.stop_reason or self.parallel.stop(self.signalled)
             self.call("fit_end")
 
     def train_step(self, micros: list[Batch]) -> StepStats:
@@ -164,14 +185,14 @@ class Trainer:
         for number, batch in enumerate(micros, start=1):
             for annotate in self.annotators:
                 batch = annotate(batch)
+            self.parallel.sync(self.model, number == len(micros))
             outputs.append(self.forward_backward(batch, units))
             self.call("after_backward", batch, units, number == len(micros))
         self.call("before_optimizer_step")
-        grad_norm = self.clip()
-        is_finite = torch.isfinite(grad_norm)
-        for output in outputs:
-            for ratio in output.losses.values():
-                is_finite = is_finite & torch.isfinite(ratio.total.detach())
+        ratios = [ratio for output in outputs for ratio in output.losses.values()]
+        is_finite = torch.stack([torch.isfinite(ratio.total.detach()) for ratio in ratios]).all()
+        limit = self.config.max_norm or float("inf")
+        grad_norm, is_finite = self.parallel.clip(self.model.parameters(), limit, is_finite)
         self.update(is_finite)
         return StepStats(outputs, grad_norm, is_finite)
 
@@ -192,13 +213,9 @@ class Trainer:
             weights[name] * ratio.total / units[name].clamp(min=1)
             for name, ratio in output.losses.items()
         ]
-        torch.stack(losses).sum().backward()
+        # Gradients are averaged over the ranks of data, but the units are those of all.
+        (self.parallel.world * torch.stack(losses).sum()).backward()
         return output
-
-    def clip(self) -> Tensor:
-        """Clip the gradients; returns their norm [] before."""
-        limit = self.config.max_norm or float("inf")
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
 
     def update(self, is_finite: Tensor) -> None:
         """Step the optimiser unless `is_finite` [] is False; fused ones look on the device."""
@@ -215,8 +232,9 @@ class Trainer:
     def account(self, stats: StepStats, micros: list[Batch]) -> None:
         """Add what a step gave to the metrics, on the device."""
         tokens = sum(batch.tokens for batch in micros)
-        self.speed.add(tokens, sum(self.model.flops(batch) for batch in micros))
-        self.tokens += tokens
+        flops = sum(self.model.flops(batch) for batch in micros)
+        self.speed.add(tokens, flops, self.config.batch_size // self.parallel.world)
+        self.own_tokens += tokens
         for output in stats.outputs:
             self.meter.add(output, stats.is_finite)
         self.grad_norm = stats.grad_norm
@@ -224,16 +242,24 @@ class Trainer:
 
     def log(self) -> None:
         """Fill `self.record`: the only place where the host waits for the device."""
-        self.record = self.meter.read() | {
+        self.tokens, self.own_tokens = self.all_tokens(), 0
+        speed = self.speed.read()
+        together = [name for name in speed if name in RATES]
+        speed |= summed({name: speed[name] for name in together}, self.parallel)
+        self.record = self.meter.over(self.parallel).read() | {
             "optim/lr": self.optimizer.param_groups[0]["lr"],
             "optim/grad_norm": self.grad_norm.item(),
             "train/tokens": self.tokens,
             "train/epoch": self.loader.samples / len(self.loader.examples),
-            **self.speed.read(),
+            **speed,
         }
         if self.skipped:
             self.record["train/skipped_steps"] = self.skipped
         self.meter.reset()
+
+    def all_tokens(self) -> int:
+        """Valid tokens of all steps so far, on all ranks of data."""
+        return self.tokens + round(summed({"": self.own_tokens}, self.parallel)[""])
 
     def check_finite(self) -> bool:
         """Act on steps whose loss or gradient was not finite; whether training was rolled back.
@@ -282,14 +308,22 @@ class Trainer:
         """End after the current step, saving; `reason` is told to the user."""
         self.stop_reason = self.stop_reason or reason
 
+    @property
+    def signalled(self) -> str | None:
+        """Name of the signal that asked this process to stop."""
+        return None if self.signal is None else self.signal[0]
+
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM finish the step and save; a second one ends at once, unsaved."""
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if self.stop_reason in ("SIGINT", "SIGTERM"):
+            now = time.monotonic()
+            if self.signal is None:
+                self.signal = signal.Signals(number).name, now
+            # A launcher sends on what the terminal has sent to all processes already.
+            elif self.parallel.circle.world == 1 or now - self.signal[1] > ECHO_SECONDS:
                 raise KeyboardInterrupt
-            self.stop_reason = signal.Signals(number).name
 
         numbers = (signal.SIGINT, signal.SIGTERM)
         previous = [signal.signal(number, handle) for number in numbers]
@@ -308,22 +342,24 @@ class Trainer:
         """All plain values of the training state; tensors are the model's and the optimiser's."""
         return {
             "step": self.step,
-            "tokens": self.tokens,
+            "tokens": self.all_tokens(),
             "skipped": self.skipped,
             "rollbacks": self.rollbacks,
             "nonfinite_steps": int(self.nonfinite_steps),
             "loader": self.loader.state_dict(),
-            "meter": self.meter.state_dict(),
+            "meter": self.meter.over(self.parallel).state_dict(),
             "callbacks": {c.key or type(c).__name__: c.state_dict() for c in self.callbacks},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.step, self.tokens = state["step"], state["tokens"]
+        self.step, self.tokens, self.own_tokens = state["step"], state["tokens"], 0
         self.skipped, self.rollbacks = state["skipped"], state["rollbacks"]
         self.nonfinite_steps.fill_(state["nonfinite_steps"])
         self.loader.load_state_dict(state["loader"])
         self.meter.load_state_dict(state["meter"])
+        if self.parallel.rank != 0:
+            self.meter.empty()  # its sums are those of all ranks together
         for callback in self.callbacks:
             key = callback.key or type(callback).__name__
             callback.load_state_dict(state["callbacks"].get(key, {}))

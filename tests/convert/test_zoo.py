@@ -42,6 +42,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "t5_v1_1/small": ("t5", BOTH),
     "bart/base": ("bart", DECODER),
     "pegasus/base": ("pegasus", DECODER),
+    "whisper/tiny": ("whisper", DECODER),
 }
 """The family that is found for a model, and how the model is shrunk."""
 

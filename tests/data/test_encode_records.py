@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tencentpretrain.config import ConfigError
-from tencentpretrain.data import lines, preprocess
+from tencentpretrain.data import lines
 from tencentpretrain.data.preprocess import run_preprocess
 from tencentpretrain.data.shards import open_shards
 from tencentpretrain.data.slices import slices
@@ -45,7 +45,9 @@ def test_the_bytes_do_not_depend_on_workers_or_slices(
     corpus = CORPORA[content].removesuffix("\r\n")
     record_shards(tmp_path, content, corpus, name="one", **keys)
     for workers, slice_bytes in ((1, 30), (2, 100), (3, 400), (4, 1000)):
-        monkeypatch.setattr(preprocess, "slices", partial(slices, slice_bytes=slice_bytes))
+        monkeypatch.setattr(
+            "tencentpretrain.data.slices.slices", partial(slices, slice_bytes=slice_bytes)
+        )
         name = f"of_{workers}"
         record_shards(tmp_path, content, corpus, name=name, workers=workers, **keys)
         assert bytes_of(tmp_path / name) == bytes_of(tmp_path / "one")
@@ -212,7 +214,7 @@ def test_a_corpus_without_records_is_an_error(tmp_path: Path, content: str) -> N
 def test_a_bad_record_stops_all_workers_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocess, "slices", partial(slices, slice_bytes=100))
+    monkeypatch.setattr("tencentpretrain.data.slices.slices", partial(slices, slice_bytes=100))
     corpus = CORPORA["pair"] + "alone\n" + CORPORA["pair"]
     config = record_config(tmp_path, "pair", corpus, workers=2, file="corpus")
     with pytest.raises(DataError, match=r"corpus, line 98, byte \d+: .* there are 1"):

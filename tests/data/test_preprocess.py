@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tencentpretrain.config import ConfigError, decode
-from tencentpretrain.data import preprocess, progress
+from tencentpretrain.data import progress
 from tencentpretrain.data.preprocess import PreprocessConfig, run_preprocess
 from tencentpretrain.data.progress import Progress, duration
 from tencentpretrain.data.shards import open_shards
@@ -79,7 +79,9 @@ def test_the_bytes_do_not_depend_on_workers_or_slices(
 ) -> None:
     run_preprocess(config(vocab, corpus, tmp_path / "one", shard_tokens=300))
     for slice_bytes in (30, 1000):
-        monkeypatch.setattr(preprocess, "slices", partial(slices, slice_bytes=slice_bytes))
+        monkeypatch.setattr(
+            "tencentpretrain.data.slices.slices", partial(slices, slice_bytes=slice_bytes)
+        )
         output = tmp_path / f"of_{slice_bytes}"
         run_preprocess(config(vocab, corpus, output, shard_tokens=300, workers=workers))
         assert bytes_of(output) == bytes_of(tmp_path / "one")
@@ -135,7 +137,7 @@ def test_an_empty_corpus_is_an_error(
 def test_a_bad_line_stops_all_workers_and_leaves_nothing(
     tmp_path: Path, vocab: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocess, "slices", partial(slices, slice_bytes=100))
+    monkeypatch.setattr("tencentpretrain.data.slices.slices", partial(slices, slice_bytes=100))
     with open(corpus, "ab") as file:
         file.write(b"\n\n\xff\n" + b"a\n\n" * 1000)
     with pytest.raises(DataError, match=r"corpus\.txt, line \d+, byte \d+: byte ff is not UTF-8"):

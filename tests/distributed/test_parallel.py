@@ -1,20 +1,117 @@
+import pytest
 import torch
 from torch import nn
 
-from tencentpretrain.config import decode
-from tencentpretrain.distributed.parallel import PARALLELS
+from tencentpretrain.config import ConfigError, decode
+from tencentpretrain.distributed.blocks import BlockOptions
+from tencentpretrain.distributed.mesh import sizes_of
+from tencentpretrain.distributed.parallel import PARALLELS, Parallel
+from tencentpretrain.distributed.processes import Place
+from tests.helpers.models import tiny_model
+
+
+def single() -> Parallel:
+    config = decode(PARALLELS.config_class("none"), {"name": "none", "device": "cpu"})
+    return PARALLELS.build(config)
 
 
 def test_one_process_changes_nothing() -> None:
-    single = PARALLELS.build(
-        decode(PARALLELS.config_class("none"), {"name": "none", "device": "cpu"})
-    )
-    model, units = nn.Linear(2, 2), {"mlm": torch.tensor(3.0)}
-    assert single.prepare(model) is model
-    assert single.sum(units) is units
-    assert (single.rank, single.world, single.device.type) == (0, 1, "cpu")
+    parallel, units = single(), {"mlm": torch.tensor(3.0)}
+    model = tiny_model("bert/tiny")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    parallel.shape(model, BlockOptions())
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert parallel.sum(units) is units
+    assert (parallel.rank, parallel.world, parallel.device.type) == (0, 1, "cpu")
+    assert parallel.circle.gather({"a": 1}) == [{"a": 1}]
 
 
 def test_the_device_is_the_gpu_where_there_is_one() -> None:
     chosen = PARALLELS.build(PARALLELS.default("none")).device.type
     assert chosen == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_gradients_are_clipped_as_torch_does() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 3)
+    layer(torch.randn(4, 5)).square().sum().backward()
+    gradients = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
+    norm, is_finite = single().clip(layer.parameters(), 0.5, torch.tensor(True))
+    clipped = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
+    for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    wanted = nn.utils.clip_grad_norm_(layer.parameters(), 0.5)
+    torch.testing.assert_close(norm, wanted)
+    assert bool(is_finite)
+    for mine, parameter in zip(clipped, layer.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad)
+
+
+def test_a_gradient_that_is_not_finite_is_told() -> None:
+    layer = nn.Linear(2, 2)
+    layer(torch.full((1, 2), float("inf"))).sum().backward()
+    _, is_finite = single().clip(layer.parameters(), 1.0, torch.tensor(True))
+    assert not bool(is_finite)
+
+
+ENVIRONMENT = {
+    "RANK": "3",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "3",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "1234",
+}
+
+
+def test_the_place_comes_from_the_environment() -> None:
+    assert Place.find({}) == Place()
+    assert Place.find(ENVIRONMENT) == Place(3, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"WORLD_SIZE": None}, "but WORLD_SIZE are not"),
+        ({"RANK": None}, "but RANK are not"),
+        ({"RANK": "8"}, "RANK=8 must be below WORLD_SIZE=8"),
+        ({"LOCAL_RANK": "a"}, "LOCAL_RANK must be a number, but is `a`"),
+    ],
+)
+def test_half_an_environment_is_refused(change: dict[str, str | None], said: str) -> None:
+    environment = {k: v for k, v in (ENVIRONMENT | change).items() if v is not None}
+    with pytest.raises(ConfigError, match=said):
+        Place.find(environment)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "world", "sizes"),
+    [
+        ("ddp", {}, 8, (8, 1, 1)),
+        ("fsdp", {}, 8, (1, 8, 1)),
+        ("hsdp", {"shard": 4}, 8, (2, 4, 1)),
+        ("tp", {}, 4, (1, 1, 4)),
+        ("fsdp_tp", {"tensor": 2}, 8, (1, 4, 2)),
+        ("fsdp_tp", {"tensor": 2, "shard": 4}, 8, (1, 4, 2)),
+    ],
+)
+def test_an_axis_takes_what_the_others_leave(
+    name: str, keys: dict[str, int], world: int, sizes: tuple[int, ...]
+) -> None:
+    config = decode(PARALLELS.config_class(name), {"name": name, **keys})
+    assert sizes_of(config, Place(0, world)) == sizes  # type: ignore[arg-type]
+
+
+def test_a_wrong_product_is_shown() -> None:
+    config = decode(PARALLELS.config_class("hsdp"), {"name": "hsdp", "replicate": 2, "shard": 3})
+    with pytest.raises(ConfigError, match=r"replicate=2 x shard=3 = 6 processes, but there are 8"):
+        sizes_of(config, Place(0, 8))  # type: ignore[arg-type]
+    config = decode(PARALLELS.config_class("fsdp_tp"), {"name": "fsdp_tp", "tensor": 3})
+    with pytest.raises(ConfigError, match=r"shard=2 x tensor=3 = 6 processes, but there are 8"):
+        sizes_of(config, Place(0, 8))  # type: ignore[arg-type]
+
+
+def test_torchrun_without_a_strategy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="torchrun has started 8 processes"):
+        single()

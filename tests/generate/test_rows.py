@@ -9,7 +9,7 @@ from tencentpretrain.generate import engine
 from tencentpretrain.generate.choice import Chooser
 from tencentpretrain.generate.decoding import Decoding
 from tencentpretrain.generate.engine import continue_rows
-from tencentpretrain.generate.rows import GrowingRows, RowOptions, TargetRows
+from tencentpretrain.generate.rows import GrowingRows, RowOptions, TargetRows, read_sources
 from tencentpretrain.generate.written import Written
 from tests.helpers.writing import (
     MODELS,
@@ -152,7 +152,9 @@ def test_d67_and_d55_padding_is_told_by_length_and_segments_need_not_be_given() 
     with torch.inference_mode():
         options = RowOptions()
         both, one = (
-            TargetRows(model, model.target["lm"], rows, (2,), 3, options).start()[0]
+            TargetRows(
+                model, model.target["lm"], read_sources(model, rows), (2,), 3, options
+            ).start()[0]
             for rows in (sources, [[5, 9]])
         )
     assert not torch.allclose(both, one), "the entry with id 0 must be read"

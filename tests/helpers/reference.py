@@ -85,6 +85,25 @@ BART = EAGER | {
     "decoder_ffn_dim": 48,
     "max_position_embeddings": 16,
 }
+S2T = EAGER | {
+    "d_model": HIDDEN,
+    "encoder_layers": LAYERS,
+    "decoder_layers": 2,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": FFN,
+    "decoder_ffn_dim": 48,
+    "conv_channels": 12,
+    "conv_kernel_sizes": (5, 3),
+    "input_feat_per_channel": 10,
+}
+WHISPER = {key: value for key, value in S2T.items() if "conv" not in key and "input" not in key} | {
+    "num_mel_bins": 10,
+    "max_source_positions": 11,
+    "max_target_positions": 16,
+    **{f"{role}_token_id": 1 for role in ("pad", "bos", "eos", "decoder_start")},
+    "begin_suppress_tokens": None,
+}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertForPreTraining", "BertConfig", BERT),
     "bert mlm": ("BertForMaskedLM", "BertConfig", BERT | {"hidden_act": "relu"}),
@@ -141,8 +160,12 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "PegasusConfig",
         BART | {"scale_embedding": True, "activation_function": "relu"},
     ),
+    "s2t": ("Speech2TextForConditionalGeneration", "Speech2TextConfig", S2T),
+    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
 }
 """Class, class of the config, and its keys, by the name of a case."""
+SPEECH = ("speech_to_text", "whisper")
+"""Types of models that read frames."""
 
 
 @dataclass
@@ -233,6 +256,8 @@ def pair(case: str) -> Pair:
 
 def inputs(ours: Model, config: dict[str, Any]) -> tuple[Batch, dict[str, Tensor]]:
     """One batch with padding, for both."""
+    if config["model_type"] in SPEECH:
+        return speech_inputs(config["model_type"])
     if ours.decoder is not None:
         return seq2seq_inputs()
     names = {"nsp": "next_sentence_label", "sop": "sentence_order_label"}
@@ -284,6 +309,17 @@ def seq2seq_inputs() -> tuple[Batch, dict[str, Tensor]]:
         "decoder_attention_mask": streams[TGT].layout.valid.long(),
         "labels": grid_labels(batch, "lm", TGT),
     }
+
+
+def speech_inputs(model_type: str) -> tuple[Batch, dict[str, Tensor]]:
+    """Frames of one length, since S2T there lets the end of a row depend on padding."""
+    batch, arguments = seq2seq_inputs()
+    layout = layout_of([22] * len(LENGTHS))
+    frames = torch.randn(*layout.valid.shape, 10, generator=torch.Generator().manual_seed(1))
+    batch.streams["src"] = Stream({"frames": frames}, layout)
+    del arguments["input_ids"], arguments["attention_mask"]
+    is_turned = model_type == "whisper"
+    return batch, {"input_features": frames.mT if is_turned else frames, **arguments}
 
 
 def grid_labels(batch: Batch, target: str, stream: str) -> Tensor:

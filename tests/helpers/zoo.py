@@ -1,4 +1,4 @@
-"""What the sources say of every shipped model, and its parameters counted by arithmetic."""
+"""What the sources say of every shipped model, and the same models made small."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from tencentpretrain.model import ModelConfig
+from tests.helpers.counting import count as count
 from tests.helpers.models import TINY, model_config
 
 EXACT = 1e-9
 
 
 class Published(NamedTuple):
-    """Entries, parameters in millions, width, layers and heads (0 for none) on either side."""
+    """Entries, parameters in millions, width, layers and heads (0 for none) on either side.
+
+    Decoders may have fewer layers than encoders.
+    """
 
     vocabulary: int
     millions: float
@@ -20,6 +24,7 @@ class Published(NamedTuple):
     layers: int
     heads: int
     tolerance: float = 0.005
+    decoder_layers: int | None = None
 
 
 PUBLISHED = {
@@ -33,6 +38,10 @@ PUBLISHED = {
     "bart/mini": Published(50265, 20.77, 256, 4, 4),
     "bart/base": Published(50265, 139.420416 - 4 * 768e-6, 768, 6, 12, EXACT),
     "bart/large": Published(50265, 406.291456 - 4 * 1024e-6, 1024, 12, 16, EXACT),
+    # Their entries are codes of patches.
+    "beit/tiny": Published(8192, 7.072340, 192, 12, 3, EXACT),
+    "beit/base": Published(8192, 91.965776, 768, 12, 12, EXACT),
+    "beit/large": Published(8192, 311.534016, 1024, 24, 16, EXACT),
     "bert/tiny": Published(30522, 4.4, 128, 2, 2, 0.01),
     "bert/mini": Published(30522, 11.3, 256, 4, 4),
     "bert/small": Published(30522, 29.1, 512, 4, 8),
@@ -49,6 +58,14 @@ PUBLISHED = {
     "bloom/3b": Published(250880, 3002.557440, 2560, 30, 32, EXACT),
     "bloom/7b1": Published(250880, 7069.016064, 4096, 30, 32, EXACT),
     "bloom/176b": Published(250880, 176247.271424, 14336, 70, 112, EXACT),
+    # Sizes of the text tower; the image tower is counted beside.
+    "clip/base_16": Published(49408, 149.620737, 512, 12, 8, EXACT),
+    "clip/base_32": Published(49408, 151.277313, 512, 12, 8, EXACT),
+    "clip/large_14": Published(49408, 427.616513, 768, 12, 12, EXACT),
+    "clip/tiny": Published(49408, 8.568193, 128, 2, 2, EXACT),
+    # Entries of words and of codes of images; one output layer for both.
+    "dalle/tiny": Published(22152, 6.133632, 128, 2, 2, EXACT),
+    "dalle/base": Published(22152, 119.476992, 768, 12, 12, EXACT),
     "distilbert/base": Published(30522, 66.985530, 768, 6, 12, EXACT),
     "elmo/bilstm": Published(21128, 44.4, 1536, 2, 0),
     "gated_cnn/l9": Published(21128, 62.3, 807, 9, 0),
@@ -76,6 +93,11 @@ PUBLISHED = {
     "llama3_1/405b": Published(128256, 405853.388800, 16384, 126, 128, EXACT),
     "llama3_2/1b": Published(128256, 1235.814400, 2048, 16, 32, EXACT),
     "llama3_2/3b": Published(128256, 3212.749824, 3072, 28, 24, EXACT),
+    # Without entries; the decoder is counted, too.
+    "mae/tiny": Published(1, 6.403840, 192, 12, 3, EXACT),
+    "mae/base_16": Published(1, 111.655680, 768, 12, 12, EXACT),
+    "mae/large_16": Published(1, 329.239296, 1024, 24, 16, EXACT),
+    "mae/huge_14": Published(1, 656.613964, 1280, 32, 16, EXACT),
     "megatron/bert_3.9b": Published(30522, 3900, 2560, 48, 40, 0.01),
     "megatron/gpt2_8.3b": Published(50257, 8300, 3072, 72, 24),
     "minilm/l6-h384": Published(30522, 22.7, 384, 6, 12),
@@ -105,6 +127,10 @@ PUBLISHED = {
     # The released tables hold three more rows: two unused positions and the only segment.
     "roberta/base": Published(50265, 124.697433 - 3 * 768e-6, 768, 12, 12, EXACT),
     "roberta/large": Published(50265, 355.412057 - 3 * 1024e-6, 1024, 24, 16, EXACT),
+    "s2t/tiny": Published(10000, 2.869504, 128, 4, 2, EXACT, 2),
+    "s2t/small": Published(10000, 29.536256, 256, 12, 4, EXACT, 6),
+    "s2t/medium": Published(10000, 71.207936, 512, 12, 8, EXACT, 6),
+    "s2t/large": Published(10000, 267.834368, 1024, 12, 16, EXACT, 6),
     # BERT without its pooler.
     "sbert/tiny": Published(30522, 4.37, 128, 2, 2),
     "sbert/mini": Published(30522, 11.1, 256, 4, 4),
@@ -124,15 +150,41 @@ PUBLISHED = {
     "t5_v1_1/large": Published(32128, 783.150080, 1024, 24, 16, EXACT),
     "t5_v1_1/xlarge": Published(32128, 2849.757184, 2048, 24, 32, EXACT),
     "t5_v1_1/xxlarge": Published(32128, 11135.332352, 4096, 24, 64, EXACT),
+    "talk2face/base": Published(22152, 119.871744, 768, 12, 12, EXACT),
     # The paper has one table for both languages: see the test of its figures.
     "transformer/tiny": Published(37000, 10.4, 128, 2, 2),
     "transformer/mini": Published(37000, 26.3, 256, 4, 4),
     "transformer/base": Published(37000, 82.026496, 512, 6, 8, EXACT),
     "transformer/big": Published(37000, 252.133376, 1024, 6, 16, EXACT),
+    # Theirs for masked words and for matching, which share all but the heads.
+    "vilt/base": Published(30522, 112.217658 + 2 * 769e-6, 768, 12, 12, EXACT),
+    # Those of a linear classifier of 1,000 classes, and of the layer before it in pre-training.
+    "vit/tiny": Published(1, 5.717416 + 192 * 193e-6, 192, 12, 3, EXACT),
+    "vit/small": Published(1, 22.050664 + 384 * 385e-6, 384, 12, 6, EXACT),
+    "vit/base_16": Published(1, 86.567656 + 768 * 769e-6, 768, 12, 12, EXACT),
+    "vit/base_32": Published(1, 88.224232 + 768 * 769e-6, 768, 12, 12, EXACT),
+    "vit/large_16": Published(1, 304.326632 + 1024 * 1025e-6, 1024, 24, 16, EXACT),
+    "vit/large_32": Published(1, 306.535400 + 1024 * 1025e-6, 1024, 24, 16, EXACT),
+    "vit/huge_14": Published(1, 632.045800 + 1280 * 1281e-6, 1280, 32, 16, EXACT),
+    "vilt/tiny": Published(30522, 7.774844, 192, 4, 3, EXACT),
+    # The published count of VQGAN f16, less the nets that only its training needs.
+    "vqvae/base": Published(1, 72.141699, 256, 0, 0, EXACT),
+    "vqvae/cifar": Published(1, 0.754915, 64, 0, 0, EXACT),
+    # Without the positions of sounds, which are stored, but never trained.
+    "whisper/tiny": Published(51865, 37.184640, 384, 4, 6, EXACT),
+    "whisper/base": Published(51865, 71.825920, 512, 6, 8, EXACT),
+    "whisper/small": Published(51865, 240.582912, 768, 12, 12, EXACT),
+    "whisper/medium": Published(51865, 762.321920, 1024, 24, 16, EXACT),
+    "whisper/large_v3": Published(51866, 1541.570560, 1280, 32, 20, EXACT),
     "xlm_r/base": Published(250002, 278.295186 - 3 * 768e-6, 768, 12, 12, EXACT),
     "xlm_r/large": Published(250002, 560.142482 - 3 * 1024e-6, 1024, 24, 16, EXACT),
 }
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+BANDS = 12
+"""Values of the frames of a shrunk model."""
+IMAGE = 8
+"""Height and width of the images of a shrunk model, two patches each."""
+NET = {"channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [1], "groups": 2}
+"""Keys of a shrunk convolutional net."""
 
 
 @cache
@@ -144,80 +196,63 @@ def shipped(name: str) -> ModelConfig:
 def shrunk(name: str) -> ModelConfig:
     """The model `name` with its own parts, but narrow, flat and over short rows."""
     whole = shipped(name)
-    changes: dict[str, Any] = {"hidden": TINY["hidden"], "objective": {"length": 32}}
+    changes: dict[str, Any] = {"hidden": TINY["hidden"], "objective": {}}
+    if hasattr(whole.objective, "length"):
+        changes["objective"]["length"] = 32
     if whole.decoder is not None:
         changes["objective"]["target_length"] = 32
     for side in ("embedding", "target_embedding"):
         embedding = getattr(whole, side)
         if embedding is not None:
-            parts = {"position": {"length": 32}} if "position" in embedding.parts else {}
-            changes[side] = {"parts": parts} | ({"size": 8} if embedding.size else {})
-    small = TINY["encoder"] | {"kv_heads": 1, "head_size": 8}
+            changes[side] = shrunk_embedding(embedding)
     for side in ("encoder", "decoder"):
         given = getattr(whole, side)
-        own = {key: value for key, value in small.items() if getattr(given, key, None) is not None}
-        changes |= {side: own} if given is not None else {}
+        changes |= {side: shrunk_stack(given)} if given is not None else {}
+    changes["towers"] = {
+        name: {
+            "hidden": TINY["hidden"],
+            "embedding": shrunk_embedding(tower.embedding),
+            "encoder": shrunk_stack(tower.encoder),
+        }
+        for name, tower in whole.towers.items()
+    }
+    if hasattr(whole.objective, "transform"):
+        changes["objective"]["transform"] = {"size": IMAGE, "resize": None}
+    if hasattr(whole.objective, "bank"):
+        changes["objective"] |= {"bank": {"bands": BANDS}, "prompt": []}
+    if hasattr(whole.objective, "patch_size"):
+        changes["objective"]["patch_size"] = IMAGE // 2
+    if hasattr(whole.objective, "cell_size"):
+        changes["objective"]["cell_size"] = IMAGE // 2
+    if "reconstruct" in whole.target:
+        changes["target"] = {"reconstruct": NET}
+    if hasattr(whole.objective, "least_block"):
+        changes["objective"]["least_block"] = 1
+    if "masked_pixels" in whole.target:
+        decoder = {"hidden": TINY["hidden"], **TINY["encoder"]}
+        changes["target"] = {"masked_pixels": {"decoder": decoder}}
     return model_config(name, changes)
 
 
-def count(config: ModelConfig, vocabulary: int) -> int:
-    """Parameters by arithmetic, from the sizes alone; all ties are of tables of words."""
-    d, e = config.hidden, config.embedding.size or config.hidden
-    total = count_embedding(config.embedding, e, vocabulary) + count_encoder(config.encoder, d, e)
-    if config.decoder is not None:
-        total += count_embedding(config.target_embedding, d, vocabulary)
-        total += count_stack(config.decoder, d, attentions=2)
-    for name, target in config.target.items():
-        keys: Any = target
-        if name == "mlm":
-            total += d * e + (e if keys.bias else 0) + norm(keys.norm, e) + vocabulary * (e + 1)
-        elif name in ("nsp", "sop"):
-            total += d * d + d + 2 * d + 2
-        elif name in ("lm", "bilm"):
-            total += vocabulary * (d // 2 if name == "bilm" else d)
-        elif name == "contrast":
-            total += keys.learn_temperature + 2 * d * (keys.size or 0)
-    return total - len(config.ties) * vocabulary * e
+def shrunk_embedding(embedding: Any) -> dict[str, Any]:
+    """What is narrower, shorter and smaller in the parts of an embedding."""
+    parts: dict[str, Any] = {}
+    for name, part in embedding.parts.items():
+        if name == "position":
+            parts[name] = {"length": 32}
+        elif name == "patch":
+            parts[name] = {"image_size": IMAGE, "patch_size": IMAGE // 2}
+        elif part.name == "cells":
+            parts[name] = NET
+        elif name == "frames":
+            parts[name] = {"bands": BANDS} | ({"channels": 8} if part.channels else {})
+        elif name == "concat":
+            inner = {key: shrunk_embedding(value) for key, value in part.embeddings.items()}
+            parts[name] = {"embeddings": inner}
+    return {"parts": parts} | ({"size": 8} if embedding.size else {})
 
 
-def norm(kind: str, d: int) -> int:
-    return {"none": 0, "layer": 2 * d}.get(kind, d)
-
-
-def count_embedding(embedding: Any, e: int, vocabulary: int) -> int:
-    """Parameters of an embedding of width `e`."""
-    parts = embedding.parts
-    rows = vocabulary + (parts["segment"].types if "segment" in parts else 0)
-    rows += parts["position"].length if "position" in parts else 0
-    return rows * e + norm(embedding.norm, e)
-
-
-def count_encoder(encoder: Any, d: int, e: int) -> int:
-    """Parameters of an encoder of width `d` and of what leads to it from an embedding of `e`."""
-    inputs = [e] + [d] * (encoder.layers - 1)
-    if encoder.name == "gated_cnn":
-        return sum(2 * (size * d * encoder.kernel_size + d) for size in inputs)
-    if encoder.name in GATES:
-        width = d // encoder.directions
-        inputs = [e] + [width if encoder.separate else d] * (encoder.layers - 1)
-        rows = GATES[encoder.name] * width * encoder.directions
-        return sum(rows * (size + width + 2) for size in inputs)
-    return count_stack(encoder, d) + (e * d + d if e != d else 0)
-
-
-def count_stack(stack: Any, d: int, attentions: int = 1) -> int:
-    """Parameters of transformer blocks of width `d`, each with so many attentions."""
-    size, f = stack.head_size or d // stack.heads, stack.ffn or 4 * d
-    queries, keys = stack.heads * size, (stack.kv_heads or stack.heads) * size
-    attention = 2 * d * queries + 2 * d * keys + (d if stack.bias else 0)
-    if stack.bias if stack.qkv_bias is None else stack.qkv_bias:
-        attention += queries + 2 * keys
-    attention += 2 * size if stack.qk_norm else 0
-    ups = 2 if stack.gated else 1
-    feed_forward = (ups + 1) * d * f + (ups * f + d if stack.bias else 0)
-    one = norm(stack.norm, d)
-    block = attentions * (attention + one) + feed_forward + one
-    total: int = block * (1 if stack.share_blocks else stack.layers)
-    total -= 0 if stack.first_norm else one
-    total += one if stack.norm_order == "pre" else 0
-    return total + (stack.relative.buckets * stack.heads if stack.relative else 0)
+def shrunk_stack(stack: Any) -> dict[str, Any]:
+    """What is narrower and flatter in an encoder or decoder."""
+    small = TINY["encoder"] | {"kv_heads": 1, "head_size": 8}
+    return {key: value for key, value in small.items() if getattr(stack, key, None) is not None}

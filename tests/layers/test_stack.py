@@ -177,3 +177,23 @@ def test_both_products_of_a_cpu_agree_with_their_gradients(
 def test_contradictions_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         model_config("bert/mini", {"encoder": keys})
+
+
+def test_rows_skip_later_blocks_more_often() -> None:
+    config = TransformerEncoder.Config(layers=4, heads=2, ffn=16, depth_dropout=0.3)
+    encoder = TransformerEncoder(config, Sizes(8, 8, 1))
+    rates = [
+        (block.attention_residual.depth_rate, block.feed_forward_residual.depth_rate)
+        for block in encoder.blocks()
+    ]
+    assert rates == [pytest.approx((0.1 * number,) * 2) for number in range(4)]
+
+
+def test_keys_may_have_no_bias_and_blocks_no_last_norm() -> None:
+    config = TransformerEncoder.Config(
+        layers=1, heads=2, ffn=16, key_bias=False, norm_order="pre", last_norm=False
+    )
+    names = {name for name, _ in TransformerEncoder(config, Sizes(8, 8, 1)).named_parameters()}
+    assert "layers.0.attention.query.bias" in names
+    assert "layers.0.attention.key.bias" not in names
+    assert "norm.weight" not in names

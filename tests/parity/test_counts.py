@@ -113,3 +113,85 @@ def test_encoder_decoders_have_as_many_parameters_as_theirs(name: str) -> None:
     # of T5 v1.1 have, since a config alone always ties it.
     unlike = {"bart/base": -4 * 768, "t5_v1_1/small": 32128 * 512}
     assert same(name, found, unlike.get(name, 0))
+
+
+@pytest.mark.parametrize(("name", "patch"), [("base_32", 32), ("base_16", 16), ("large_14", 14)])
+def test_image_text_models_have_as_many_parameters_as_theirs(name: str, patch: int) -> None:
+    published = PUBLISHED[f"clip/{name}"]
+    width, layers, heads = (1024, 24, 16) if name == "large_14" else (768, 12, 12)
+    config = transformers.CLIPConfig(
+        text_config={
+            "hidden_size": published.hidden,
+            "intermediate_size": 4 * published.hidden,
+            "num_attention_heads": published.heads,
+        },
+        vision_config={
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "patch_size": patch,
+        },
+        projection_dim=published.hidden,
+    )
+    assert same(f"clip/{name}", count("CLIPModel", config))
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("s2t/")])
+def test_speech_to_text_has_as_many_parameters_as_theirs(name: str) -> None:
+    published = PUBLISHED[name]
+    width = {"tiny": 512, "large": 4096}.get(name.removeprefix("s2t/"), 2048)
+    keys = {
+        **{f"{side}_attention_heads": published.heads for side in ("encoder", "decoder")},
+        **{f"{side}_ffn_dim": width for side in ("encoder", "decoder")},
+        "encoder_layers": published.layers,
+        "decoder_layers": published.decoder_layers,
+        "conv_channels": 256 if name == "s2t/tiny" else 1024,
+    }
+    config = transformers.Speech2TextConfig(d_model=published.hidden, **keys)
+    assert same(name, count("Speech2TextForConditionalGeneration", config))
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("whisper/")])
+def test_whisper_has_as_many_parameters_as_theirs(name: str) -> None:
+    published = PUBLISHED[name]
+    sizes = {
+        "layers": published.layers,
+        "attention_heads": published.heads,
+        "ffn_dim": 4 * published.hidden,
+    }
+    keys = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in sizes.items()}
+    keys |= {"vocab_size": published.vocabulary, "d_model": published.hidden}
+    bands = 128 if name == "whisper/large_v3" else 80
+    config = transformers.WhisperConfig(**keys, num_mel_bins=bands)
+    assert same(name, count("WhisperForConditionalGeneration", config))
+
+
+def test_vilt_has_as_many_parameters_as_theirs() -> None:
+    """Its pooler is there in a model of masked words too; the two classes of a match are not."""
+    assert same("vilt/base", count("ViltForMaskedLM", transformers.ViltConfig()), 2 * 769)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("vit/")])
+def test_image_classifiers_have_as_many_parameters_as_theirs(name: str) -> None:
+    """The layer before the classifier is that of their pooler, which their classifiers lack."""
+    patch = int(name.partition("_")[2] or 16)
+    width = PUBLISHED[name].hidden
+    keys = {"intermediate_size": 4 * width, "patch_size": patch, "num_labels": 1000}
+    config = config_of("ViT", name, **keys)
+    assert same(name, count("ViTForImageClassification", config), width * (width + 1))
+
+
+@pytest.mark.parametrize("name", ["beit/tiny", "beit/base", "beit/large"])
+def test_models_of_image_codes_have_as_many_parameters_as_theirs(name: str) -> None:
+    keys = {"use_mask_token": True, "use_shared_relative_position_bias": True}
+    config = config_of("Beit", name, intermediate_size=4 * PUBLISHED[name].hidden, **keys)
+    assert same(name, count("BeitForMaskedImageModeling", config))
+
+
+@pytest.mark.parametrize(("name", "patch"), [("base_16", 16), ("large_16", 16), ("huge_14", 14)])
+def test_masked_autoencoders_have_as_many_parameters_as_theirs(name: str, patch: int) -> None:
+    width = PUBLISHED[f"mae/{name}"].hidden
+    keys = {"intermediate_size": 4 * width, "patch_size": patch}
+    config = config_of("ViTMAE", f"mae/{name}", **keys)
+    assert same(f"mae/{name}", count("ViTMAEForPreTraining", config))

@@ -89,7 +89,11 @@ def test_loss_and_gradients_are_those_of_transformers(models: Pair) -> None:
 
 
 GENERATORS = [name for name, (cls, _, _) in MODELS.items() if "CausalLM" in cls or "LMHead" in cls]
-SEQUENCES = [name for name, (cls, _, _) in MODELS.items() if "ConditionalGeneration" in cls]
+SEQUENCES = [
+    name
+    for name, (cls, _, _) in MODELS.items()
+    if "ConditionalGeneration" in cls and name not in ("s2t", "whisper")
+]
 STEPS, START = 6, 2
 
 

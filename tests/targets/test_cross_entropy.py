@@ -47,6 +47,17 @@ def test_loss_and_gradients_are_those_of_torch(
         torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-5)
 
 
+def test_probabilities_of_classes_are_labels_too() -> None:
+    logits, labels = torch.randn(ROWS, 5), torch.randint(3, (ROWS,))
+    hard, soft = class_loss(logits, labels), class_loss(logits, F.one_hot(labels, 3).float())
+    for one, other in zip(hard, soft, strict=True):
+        torch.testing.assert_close(one.value, other.value)
+        assert int(other.count) == ROWS
+    shares = torch.rand(ROWS, 5).softmax(-1)
+    expected = F.cross_entropy(logits, shares, reduction="sum")
+    torch.testing.assert_close(class_loss(logits, shares)[0].total, expected)
+
+
 def test_gradients_are_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
     chunked(monkeypatch, 5)
     states, weight, bias, labels = inputs(torch.float64)

@@ -48,6 +48,16 @@ def test_pooling_reads_valid_positions_only() -> None:
         torch.testing.assert_close(pool(hidden, "mean")[row], real.mean(0))
 
 
+def test_classes_may_be_given_as_probabilities() -> None:
+    target, out = target_of("classify", classes=3), output_of()
+    hard = batch_of(classify=Labels(torch.tensor([1, 0, 1])))
+    soft = batch_of(classify=Labels(torch.eye(3)[[1, 0, 1], :2]))
+    assert int(target.units(soft)) == int(target.units(hard)) == 3
+    one, other = target(out, soft), target(out, hard)
+    torch.testing.assert_close(one.losses["classify"].value, other.losses["classify"].value)
+    assert one.metrics["classify/accuracy"].value == other.metrics["classify/accuracy"].value
+
+
 def test_mean_pooling_keeps_the_type_and_is_zero_without_positions() -> None:
     hidden = Hidden(torch.ones(1, 3, 2, dtype=torch.bfloat16), layout_of((0,), 3))
     pooled = pool(hidden, "mean")

@@ -149,7 +149,7 @@ def test_nothing_is_left_of_an_export_that_fails(
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tencentpretrain.train.checkpoint.write_tensors", fail)
+    monkeypatch.setattr("tencentpretrain.train.checkpoint_files.write_tensors", fail)
     code, _, errors = call(capsys, "export", checkpoint=reviews / "run", output=tmp_path / "model")
     assert (code, len(errors)) == (1, 1)
     assert "model` cannot be written: No space left on device" in errors[0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.errors import CheckpointError
-from tencentpretrain.train import checkpoint, durable
+from tencentpretrain.train import durable, remover
 from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from tencentpretrain.train.manifest import Manifest
 
@@ -298,7 +298,7 @@ def test_saving_does_not_wait_for_what_is_deleted(
         deleted.append(path.name[: len(".tmp_step_00000001")])
         durable.delete(path)
 
-    monkeypatch.setattr(checkpoint, "delete", delete_late)
+    monkeypatch.setattr(remover, "delete", delete_late)
     store = CheckpointStore(tmp_path, keep_last=1)
     for step in (1, 2):
         store.save(step, {}, {})
@@ -343,3 +343,19 @@ def test_warnings_name_directory_file_and_damage(
     assert found.step == 1
     (message,) = caplog.messages
     assert "step_00000002` is skipped: optimizer.safetensors is truncated: it has 10 of" in message
+
+
+def test_a_checkpoint_in_the_background_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
+    store, weight = CheckpointStore(tmp_path), torch.ones(1000)
+    writing = store.save_in_background(1, {"model": {"weight": weight}}, {"step": 1})
+    weight.zero_()
+    path = writing.result()
+    assert torch.equal(Checkpoint(path).tensors("model")["weight"], torch.ones(1000))
+    assert path == store.save(1, {"model": {"weight": torch.ones(1000)}}, {"step": 1})
+
+
+def test_an_error_in_the_background_is_that_of_its_result(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "run")
+    (tmp_path / "run").write_text("a file where a directory should be")
+    with pytest.raises(CheckpointError, match="cannot be saved"):
+        store.save_in_background(1, {"model": {}}, {}).result()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.train.load import load_weights, state_tensors
 from tencentpretrain.train.tensor_file import read_tensors, write_tensors
+from tests.helpers.models import tiny_model
 from tests.helpers.tied import Tied, assert_same, values
 
 
@@ -151,3 +152,29 @@ def test_state_that_is_no_tensor_is_refused() -> None:
 
     with pytest.raises(TypeError, match="_extra_state"):
         state_tensors(Extra(1, 1))
+
+
+@pytest.mark.parametrize("interpolate", [True, False])
+def test_positions_of_another_image_size_are_resized_by_choice(interpolate: bool) -> None:
+    small, large = (image_model(size, interpolate) for size in (8, 16))
+    tensors, name = state_tensors(small), "embedding.patch_position.weight"
+    if not interpolate:
+        with pytest.raises(CheckpointError, match=r"1 mismatched: `embedding.patch_position"):
+            load_weights(large, tensors)
+        return
+    report = load_weights(large, tensors)
+    assert report.resized == {name: "[5, 16] to [17, 16]"}
+    assert "1 resized: `embedding.patch_position.weight` from [5, 16] to [17, 16]" in str(report)
+    assert not report.mismatched
+    grid = tensors[name][1:].T.view(1, 16, 2, 2)
+    expected = nn.functional.interpolate(grid, (4, 4), mode="bicubic")[0].flatten(1).T
+    table = large.get_parameter(name)
+    torch.testing.assert_close(table[1:], expected)
+    assert torch.equal(table[0], tensors[name][0])
+
+
+def image_model(size: int, interpolate: bool) -> nn.Module:
+    patch = {"image_size": size, "patch_size": 4}
+    parts = {"patch": patch, "patch_position": {"interpolate": interpolate}}
+    changes = {"embedding": {"parts": parts}, "objective": {"transform": {"size": size}}}
+    return tiny_model("vit/tiny", changes)

@@ -1,8 +1,11 @@
+import time
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from tencentpretrain.train.meter import Meter, Speed
-from tencentpretrain.types import Ratio, TargetOutput
+from tencentpretrain.types import Batch, Ratio, TargetOutput
 
 CPU = torch.device("cpu")
 
@@ -48,7 +51,27 @@ def test_nothing_counted_is_no_record() -> None:
 
 def test_peak_share_is_work_over_time_over_peak() -> None:
     speed = Speed(peak=1e3)
-    speed.add(tokens=10, flops=500.0)
+    speed.add(tokens=10, flops=500.0, examples=2)
     record = speed.read()
     assert record["perf/peak_share"] == pytest.approx(record["perf/tokens_per_s"] / 20)
     assert "perf/peak_share" not in Speed(None).read()
+    assert record["perf/examples_per_s"] == pytest.approx(record["perf/tokens_per_s"] / 5)
+
+
+def test_waiting_for_batches_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def slow() -> Iterator[list[Batch]]:
+        nonlocal now
+        while True:
+            now += 3
+            yield []
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    speed, batches = Speed(None), slow()
+    speed.next(batches)
+    now += 1
+    speed.add(tokens=0, flops=0.0, examples=2)
+    assert speed.read()["perf/data_wait"] == pytest.approx(3 / 4)
+    now += 1
+    assert speed.read()["perf/data_wait"] == 0

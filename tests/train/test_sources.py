@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tencentpretrain.config import ConfigError, decode
-from tencentpretrain.data.loader import evaluation_batches
+from tencentpretrain.data.loader import evaluation_batches, shared_batches
+from tencentpretrain.distributed.parallel import PARALLELS
 from tencentpretrain.errors import DataError
 from tencentpretrain.help_table import key_table
 from tencentpretrain.train.callbacks.evaluation import evaluate_loss
@@ -83,14 +84,21 @@ def test_each_source_is_evaluated_as_if_alone(shards: dict[str, Path]) -> None:
     weights = {"news": 0.001, "books": 0.002, "code": 0.005}
     sources = built(data_of(shards, weights=weights, dev_examples=3))
     model = tiny_model("bert/tiny", {"objective": {"length": 32}})
-    trainer: Any = SimpleNamespace(model=model, device=torch.device("cpu"), dtype=torch.float32)
+    parallel = PARALLELS.build(PARALLELS.default("none"))
+    trainer: Any = SimpleNamespace(
+        model=model,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        parallel=parallel,
+        annotators=(),
+    )
     results = sources.evaluate(trainer, 2)
     totals = {"mlm": np.zeros(2), "nsp": np.zeros(2)}
     for name, weight in weights.items():
         dev = sources.sources[name].dev
         assert dev is not None
         count = min(3, len(dev))
-        alone = evaluate_loss(model, evaluation_batches(dev, 2, 3), trainer)
+        alone = evaluate_loss(model, shared_batches(dev, 2, 3, 0, 1), trainer)
         for key, value in alone.items():
             assert results[key.replace("eval", f"eval/{name}", 1)] == pytest.approx(value, abs=1e-6)
         meter = Meter(model.target.weights, "eval", trainer.device)

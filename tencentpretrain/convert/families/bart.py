@@ -25,7 +25,7 @@ EPS: Final = 1e-5
 """Of all norms; config.json does not say it."""
 
 
-def _layers() -> tuple[Rule, ...]:
+def block_rules() -> tuple[Rule, ...]:
     """Rules of the blocks of both sides."""
     block = {
         **{f"attention.{ours}": f"self_attn.{theirs}" for ours, theirs in PROJECTIONS.items()},
@@ -39,7 +39,6 @@ def _layers() -> tuple[Rule, ...]:
         "cross_norm": "encoder_attn_layer_norm",
     }
     return (
-        *modules({"embedding.word": "model.shared"}),
         *(
             rule
             for side, _ in SIDES
@@ -118,7 +117,7 @@ def _family(name: str, stem: str, rules: tuple[Rule, ...], **others: Any) -> Fam
         objective=name,
         prefix="model.",
         table=Table(
-            rules=(*_layers(), *rules),
+            rules=(*modules({"embedding.word": "model.shared"}), *block_rules(), *rules),
             recomputed=(r"model\.(encoder|decoder)\.version", *recomputed),
             spellings=((r"^(?=(shared|encoder|decoder)\.)", "model."),),
             copies={

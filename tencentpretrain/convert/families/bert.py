@@ -66,10 +66,10 @@ def mlm_head(dense: str, norm: str, weight: str, bias: str, **others: Any) -> He
     return Head("mlm", rules, **{"marks": (f"{dense}.weight",), **others})
 
 
-def row_head(target: str, dense: str, output: str) -> Head:
+def row_head(target: str, dense: str, output: str, **config: Any) -> Head:
     """A label for a row: pooler and classifier."""
     names = {f"target.{target}.dense": dense, f"target.{target}.output": output}
-    return Head(target, modules(names), (f"{dense}.weight", f"{output}.weight"))
+    return Head(target, modules(names), (f"{dense}.weight", f"{output}.weight"), config)
 
 
 def tag_head(output: str = "classifier") -> Head:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from tencentpretrain.data.packing import Documents, Integers
 from tencentpretrain.data.rows import Grid
 from tencentpretrain.errors import DataError
 from tencentpretrain.registry import Registry
-from tencentpretrain.types import Batch, Labels, Stream
+from tencentpretrain.types import SRC, Batch, Labels, Stream
+
+if TYPE_CHECKING:
+    from tencentpretrain.targets.companion import Companion, Setting
 
 Example = dict[str, NDArray[Any]]
 
@@ -43,6 +46,18 @@ class Vocabulary(Protocol):
     @property
     def continues(self) -> NDArray[np.bool_]: ...
     def id(self, token: str) -> int | None: ...
+
+
+class NoVocabulary:
+    """Stands for a tokenizer where the documents have no texts."""
+
+    vocab_size = 1
+    pad = cls = sep = mask = bos = eos = None
+    special_ids: frozenset[int] = frozenset()
+    continues = np.zeros(1, np.bool_)
+
+    def id(self, token: str) -> int | None:
+        return None
 
 
 class ObjectiveConfig(ComponentConfig):
@@ -75,6 +90,10 @@ class Objective(ABC):
     """Targets that find their labels in the batches; the first is the one with a label a token."""
     needs: ClassVar[tuple[str, ...]] = ("cls", "sep", "mask")
     """Special tokens that the tokenizer must have."""
+    streams: ClassVar[tuple[str, ...]] = (SRC,)
+    """Streams of the batches, other than the one for a decoder."""
+    is_training = True
+    """Whether examples may vary as in training; to be cleared where they serve to evaluate."""
 
     def __init__(
         self,
@@ -113,6 +132,10 @@ class Objective(ABC):
     def make(self, epoch: int, index: int) -> Example:
         """Example number `index` of `epoch`."""
 
+    def sizes(self) -> Integers | None:
+        """Cost [N] of each example, such as its length; None where all are alike."""
+        return None
+
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad examples to one grid [B, S] on the CPU."""
         grid = self.grid(examples, "ids", self.config.length)
@@ -131,6 +154,14 @@ class Objective(ABC):
             labels={self.supervises[0]: supervision(examples, grid)},
             tokens=grid.tokens,
         )
+
+    def companion(self, setting: Setting) -> Companion | None:
+        """What must accompany training and evaluation, because batches are not complete without.
+
+        Raises:
+            UserError: if that cannot be had, or does not fit.
+        """
+        return None
 
     def grid(self, examples: Sequence[Example], key: str, limit: int) -> Grid:
         """The grid for rows `key` of `examples`, which are at most `limit` tokens long."""

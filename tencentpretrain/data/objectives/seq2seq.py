@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from tencentpretrain.config import PositiveInt
 from tencentpretrain.data.objectives.base import Example, Objective, ObjectiveConfig, supervision
-from tencentpretrain.types import Batch, Stream
+from tencentpretrain.data.rows import Grid
+from tencentpretrain.types import SRC, TGT, Batch, Stream
 
 
 class Seq2SeqConfig(ObjectiveConfig):
@@ -32,23 +33,39 @@ class Seq2SeqObjective(Objective):
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad sources and targets to one grid each, on the CPU."""
-        streams: dict[str, Stream] = {}
-        grids = {
-            "src": self.grid(examples, "ids", self.config.length),
-            "tgt": self.grid(examples, "target_ids", self.config.target_length),
-        }
-        for (name, grid), key in zip(grids.items(), ("ids", "target_ids"), strict=True):
-            padding = self.pads[name]
-            ids = grid.fill([example[key] for example in examples], padding)
-            streams[name] = Stream({"ids": ids}, grid.layout())
-        return Batch(
-            streams=streams,
-            labels={self.supervises[0]: supervision(examples, grids["tgt"])},
-            tokens=sum(grid.tokens for grid in grids.values()),
-        )
+        source, tokens = self.source(examples)
+        grid = self.grid(examples, "target_ids", self.config.target_length)
+        batch = Batch({SRC: source}, tokens=tokens)
+        return with_targets(batch, examples, grid, self.pads[TGT], self.supervises[0])
+
+    def source(self, examples: Sequence[Example]) -> tuple[Stream, int]:
+        """What the encoder reads, and its number of valid positions."""
+        grid = self.grid(examples, "ids", self.config.length)
+        ids = grid.fill([example["ids"] for example in examples], self.pads[SRC])
+        return Stream({"ids": ids}, grid.layout()), grid.tokens
 
     @property
     def pads(self) -> dict[str, int]:
         """Id of padding in each stream."""
         pad = self.tokenizer.pad or 0
-        return {"src": pad, "tgt": pad}
+        return {SRC: pad, TGT: pad}
+
+
+def with_targets(
+    batch: Batch, examples: Sequence[Example], grid: Grid, padding: int, target: str
+) -> Batch:
+    """`batch` with what the decoder reads and what `target` learns from it.
+
+    Args:
+        batch: With the source.
+        examples: As those of `Seq2SeqObjective`.
+        grid: For their "target_ids".
+        padding: Id of padding.
+        target: Name of the labels.
+    """
+    ids = grid.fill([example["target_ids"] for example in examples], padding)
+    return Batch(
+        streams={**batch.streams, TGT: Stream({"ids": ids}, grid.layout())},
+        labels={target: supervision(examples, grid)},
+        tokens=batch.tokens + grid.tokens,
+    )

@@ -38,6 +38,7 @@ class PairsObjective(Objective):
     shards: Records
     supervises = ("contrast",)
     needs = ("cls", "sep")
+    streams = ("src", "pair")
 
     def _prepare(self) -> None:
         require_column(self, TARGET)

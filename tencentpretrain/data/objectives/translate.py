@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from tencentpretrain.data.objectives.base import OBJECTIVES, Example
+from tencentpretrain.data.objectives.base import OBJECTIVES, Example, Vocabulary
 from tencentpretrain.data.objectives.records import (
     Records,
     end_token,
@@ -15,6 +15,7 @@ from tencentpretrain.data.objectives.records import (
     tell_cut,
 )
 from tencentpretrain.data.objectives.seq2seq import Seq2SeqConfig, Seq2SeqObjective
+from tencentpretrain.data.packing import Integers
 from tencentpretrain.data.shard_format import TARGET
 from tencentpretrain.errors import DataError
 
@@ -50,7 +51,8 @@ class TranslateObjective(Seq2SeqObjective):
         before = () if config.source_start == "none" else (self.special(config.source_start),)
         self._before = np.array(before, np.int64)
         self._end = end_token(self)
-        self._start, self._target_end = self._decoder_tokens()
+        tokenizer = self.shards.target_tokenizer()
+        self._start, self._target_end = decoder_tokens(self.name, tokenizer, config.start)
         self._room = config.length - len(before) - 1
         # [eos] is only ever a label: the decoder reads [start] in its stead.
         self._target_room = config.target_length - 1
@@ -64,6 +66,9 @@ class TranslateObjective(Seq2SeqObjective):
 
     def __len__(self) -> int:
         return len(self.documents)
+
+    def sizes(self) -> Integers:
+        return self.shards.lengths()[self.documents]
 
     def make(self, epoch: int, index: int) -> Example:
         document = int(self.documents[index])
@@ -85,16 +90,25 @@ class TranslateObjective(Seq2SeqObjective):
             "tgt": self.shards.target_tokenizer().pad or 0,
         }
 
-    def _decoder_tokens(self) -> tuple[int, int]:
-        """What the decoder starts from, and what ends a target."""
-        tokenizer = self.shards.target_tokenizer()
-        wanted = STARTS if self.config.start == "auto" else (self.config.start,)
-        starts = [number for role in wanted if (number := getattr(tokenizer, role)) is not None]
-        end = tokenizer.sep if tokenizer.eos is None else tokenizer.eos
-        if not starts or end is None:
-            roles = "eos` or `sep" if end is None else "` or `".join(wanted)
-            raise DataError(
-                f"objective `{self.name}` needs the special token `{roles}`, but the tokenizer of "
-                "the targets has none; preprocess with a vocabulary that has it"
-            )
-        return starts[0], end
+
+def decoder_tokens(name: str, tokenizer: Vocabulary, start: str) -> tuple[int, int]:
+    """What the decoder starts from, and what ends a target.
+
+    Args:
+        name: Of the objective.
+        tokenizer: Of the targets.
+        start: Special token that the decoder starts from, or "auto".
+
+    Raises:
+        DataError: if the tokenizer has no such tokens.
+    """
+    wanted = STARTS if start == "auto" else (start,)
+    starts = [number for role in wanted if (number := getattr(tokenizer, role)) is not None]
+    end = tokenizer.sep if tokenizer.eos is None else tokenizer.eos
+    if not starts or end is None:
+        roles = "eos` or `sep" if end is None else "` or `".join(wanted)
+        raise DataError(
+            f"objective `{name}` needs the special token `{roles}`, but the tokenizer of "
+            "the targets has none; preprocess with a vocabulary that has it"
+        )
+    return starts[0], end

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tencentpretrain.data.loader import Shared
 from tencentpretrain.model import Model
+from tencentpretrain.targets.companion import Completion
 from tencentpretrain.train.callbacks.base import Callback
 from tencentpretrain.train.meter import Meter
 from tencentpretrain.train.precision import autocast
-from tencentpretrain.types import Batch, Ratio, TargetOutput
+from tencentpretrain.types import Ratio, TargetOutput
 
 if TYPE_CHECKING:
     from tencentpretrain.train.trainer import Trainer
@@ -30,19 +32,20 @@ class Evaluator(Callback):
 
     def step_end(self, trainer: Trainer) -> None:
         if trainer.step % self.every == 0 or trainer.step == trainer.steps:
+            trainer.phase = "evaluating"
             results = self.evaluate(trainer)
             if results:
                 trainer.call("evaluated", results)
             trainer.speed.start()
 
 
-def evaluate_loss(model: Model, batches: Iterable[Batch], trainer: Trainer) -> dict[str, float]:
+def evaluate_loss(model: Model, batches: Iterable[Shared], trainer: Trainer) -> dict[str, float]:
     """Losses and metrics of `model` over `batches`, as ratios of sums over all of them."""
     return _measure(model, batches, trainer, "eval").read()
 
 
 def evaluate_mixture(
-    model: Model, sources: Mapping[str, tuple[Iterable[Batch], float]], trainer: Trainer
+    model: Model, sources: Mapping[str, tuple[Iterable[Shared], float]], trainer: Trainer
 ) -> dict[str, float]:
     """Losses and metrics over each source apart, and over all of them.
 
@@ -63,13 +66,18 @@ def evaluate_mixture(
     return together.read() | results
 
 
-def _measure(model: Model, batches: Iterable[Batch], trainer: Trainer, prefix: str) -> Meter:
+def _measure(model: Model, batches: Iterable[Shared], trainer: Trainer, prefix: str) -> Meter:
     meter = Meter(model.target.weights, prefix, trainer.device)
+    nothing = torch.zeros((), dtype=torch.bool, device=trainer.device)
     model.eval()
-    with torch.inference_mode(), autocast(trainer.dtype, trainer.device):
-        for batch in batches:
-            meter.add(model(batch.to(trainer.device)))
-    return meter
+    # Not in inference mode: what is gathered from other processes is used in training, too.
+    with torch.no_grad(), autocast(trainer.dtype, trainer.device):
+        for shared in batches:
+            batch = shared.batch.to(trainer.device)
+            for annotate in trainer.annotators:
+                batch = annotate(batch) if isinstance(annotate, Completion) else batch
+            meter.add(model(batch), None if shared.counts else nothing)
+    return meter.over(trainer.parallel)
 
 
 def _scaled(ratios: Mapping[str, Ratio], factor: float) -> dict[str, Ratio]:

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tencentpretrain.train.callbacks.base import Callback
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tencentpretrain.train.trainer import Trainer
 
 log = logging.getLogger("tencentpretrain")
+
+SHOWN_WAIT: Final = 0.05
+"""A greater share of time without a batch is told on the console."""
 
 
 class Console(Callback):
@@ -45,6 +48,8 @@ class Console(Callback):
         ]
         if "perf/peak_share" in record:
             parts.append(f"{record['perf/peak_share']:.0%} of peak")
+        if record["perf/data_wait"] > SHOWN_WAIT:
+            parts.append(f"{record['perf/data_wait']:.0%} waiting for data")
         if "train/skipped_steps" in record:
             parts.append(f"skipped {record['train/skipped_steps']}")
         log.info(" | ".join([*parts, f"eta {duration(seconds)}"]))

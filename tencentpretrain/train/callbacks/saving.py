@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class CheckpointConfig(Config):
     """How many of the newest checkpoints are kept."""
     keep_every: PositiveInt | None = None
     """Checkpoints at multiples of so many steps are kept for ever."""
+    background: bool = False
+    """Whether training goes on while a copy of the state is written; the copy takes memory."""
     save_best: bool = True
     """Also save at an evaluation that is the best so far, and keep that one."""
 
@@ -63,6 +66,7 @@ class Checkpointer(Callback):
         self.best: float | None = None
         self.scored: tuple[int, float] | None = None
         self.saved_step = -1
+        self.writing: Future[Path] | None = None
 
     def fit_start(self, trainer: Trainer) -> None:
         """A rollback needs somewhere to go back to, from the first step on."""
@@ -74,6 +78,9 @@ class Checkpointer(Callback):
             self.scored = trainer.step, results[self.score]
 
     def step_end(self, trainer: Trainer) -> None:
+        # What failed is told at the next save: then all processes know of it.
+        if self.writing and self.writing.done() and self.writing.exception() is None:
+            self.finish(trainer)
         if self._is_best(trainer) or trainer.step % self.config.every == 0:
             if trainer.config.nonfinite == "rollback" and int(trainer.nonfinite_steps):
                 return  # the rollback to come must find what was before those steps
@@ -82,14 +89,28 @@ class Checkpointer(Callback):
     def fit_end(self, trainer: Trainer) -> None:
         if self.saved_step != trainer.step:
             self.save(trainer)
+        self.finish(trainer)
 
-    def save(self, trainer: Trainer) -> Path:
-        """Save the state of `trainer` as it is between two steps."""
+    def finish(self, trainer: Trainer) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            CheckpointError: if it cannot be.
+        """
+        if self.writing is not None:
+            trainer.phase = "saving"
+            writing, self.writing = self.writing, None
+            trainer.call("checkpoint_saved", writing.result())
+
+    def save(self, trainer: Trainer) -> None:
+        """Save the state of `trainer` as it is between two steps, or begin to."""
+        self.finish(trainer)
+        trainer.phase = "saving"
         if trainer.config.nonfinite == "raise":
             trainer.check_finite()
         score = self.scored[1] if self.scored and self.scored[0] == trainer.step else None
         weights = state_tensors(trainer.model)
-        path = self.store.save(
+        saved = (
             trainer.step,
             {
                 "model": {n: t for n, t in weights.items() if n not in self.left_out},
@@ -101,8 +122,10 @@ class Checkpointer(Callback):
             self.fingerprints,
         )
         self.saved_step = trainer.step
-        trainer.call("checkpoint_saved", path)
-        return path
+        if self.config.background:
+            self.writing = self.store.save_in_background(*saved)
+        else:
+            trainer.call("checkpoint_saved", self.store.save(*saved))
 
     def restore(self, trainer: Trainer, checkpoint: Checkpoint | None = None) -> None:
         """Bring `trainer` to `checkpoint`, by default the newest one.
@@ -110,12 +133,13 @@ class Checkpointer(Callback):
         Raises:
             CheckpointError: if there is none or it does not fit.
         """
+        self.finish(trainer)
         found = checkpoint or self.store.latest()
         if found is None:
             return
-        # Tensors on the CPU are mapped from the files, so that none is held twice.
+        # Tensors are mapped from the files and read as they are needed: none is held twice.
         load_weights(trainer.model, model_tensors(found))
-        load_optimizer(trainer.optimizer, trainer.model, found.tensors("optimizer"))
+        load_optimizer(trainer.optimizer, trainer.model, found.lazy_tensors("optimizer"))
         trainer.load_state_dict(found.state())
         # After a rollback the position in the data is new, and must be saved even if no step is.
         self.saved_step = trainer.step if checkpoint else -1

@@ -1,0 +1,323 @@
+"""Speech2Text (Wang et al., 2020) and Whisper (Radford et al., 2022): sound in, text out.
+
+Both compute the positions of sounds; Whisper stores them nevertheless. Its keys have no bias.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from tencentpretrain.convert.families.bart import block_rules
+from tencentpretrain.convert.family import Family, Filled, Head, Plain, Specials, add_decoder
+from tencentpretrain.convert.keys import ACTIVATIONS, Key, Settings
+from tencentpretrain.convert.preparation import Preparation
+from tencentpretrain.convert.table import Rule, Table, modules
+from tencentpretrain.data.media.filter_banks import STEP, WINDOW
+from tencentpretrain.errors import CheckpointError
+from tencentpretrain.train.tensor_file import LazyTensors
+
+EPS: Final = 1e-5
+"""Of all norms; config.json does not say it."""
+PADDING: Final = 1
+"""Id of padding in S2T, whose code numbers positions from the next one on."""
+POSITIONS: Final = "model.encoder.embed_positions.weight"
+CLOSE: Final = 1e-3
+"""Greatest error of positions in files of half precision."""
+ENGLISH: Final = 51864
+"""Entries of the vocabulary of Whisper models that know no other language."""
+WORDS: Final = "target_embedding.word.weight"
+CONVOLUTIONS: Final = "embedding.frames.layers"
+
+
+def _keys(
+    hidden: int, layers: tuple[int, int], heads: int, ffn: int, activation: str, dropout: float
+) -> tuple[Key, ...]:
+    """Keys that both have, with their usual values."""
+    stacks = zip(("encoder", "decoder"), layers, strict=True)
+    return (
+        Key("hidden", "d_model", hidden),
+        *(
+            key
+            for side, count in stacks
+            for key in (
+                Key(f"{side}.layers", f"{side}_layers", count),
+                Key(f"{side}.heads", f"{side}_attention_heads", heads),
+                Key(f"{side}.ffn", f"{side}_ffn_dim", ffn),
+                Key(f"{side}.activation", "activation_function", activation, ACTIVATIONS),
+                Key(f"{side}.dropout", "dropout", dropout),
+                Key(f"{side}.attention_dropout", "attention_dropout", 0.0),
+            )
+        ),
+        Key("embedding.dropout", "dropout", dropout),
+        Key("target_embedding.dropout", "dropout", dropout),
+        Key("init.std", "init_std", 0.02),
+    )
+
+
+def _base(frames: Plain, waves: Plain, positions: Plain, keys: Plain) -> Plain:
+    stack = {"name": "transformer", "norm": "layer", "norm_eps": EPS, "norm_order": "pre", **keys}
+    return {
+        "embedding": {"parts": {"frames": frames, "sinusoidal": waves}, "norm": "none"},
+        "encoder": {**stack, "mask": "full"},
+        "target_embedding": {"parts": {"word": {}, **positions}, "norm": "none"},
+        "decoder": {**stack, "mask": "causal"},
+    }
+
+
+def _s2t_to_model(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[str, ...]:
+    for name in ("activation_dropout", "max_source_positions", "max_target_positions"):
+        settings.get(name, None)
+    frames = data["embedding"]["parts"]["frames"]
+    count = settings.number("num_conv_layers", 2)
+    frames["kernels"] = list(frames["kernels"])
+    if len(frames["kernels"]) != count:
+        raise CheckpointError(
+            f"config.json: `num_conv_layers` is {count}, but `conv_kernel_sizes` has "
+            f"{len(frames['kernels'])}"
+        )
+    frames["strides"] = [2] * count
+    return ()
+
+
+def _s2t_to_config(config: Plain, data: Plain, specials: Specials) -> None:
+    if specials.get("pad") not in (None, PADDING):
+        raise CheckpointError(
+            f"their positions need the padding token {PADDING}, but it is {specials['pad']}"
+        )
+    config["pad_token_id"] = PADDING
+    config["num_conv_layers"] = len(data["embedding"]["parts"]["frames"]["kernels"])
+    config.setdefault("max_source_positions", 6000)
+    config.setdefault("max_target_positions", 1024)
+    add_decoder(config, data, specials, "eos")
+
+
+def _s2t_objective(settings: Settings) -> Plain:
+    length = settings.number("max_target_positions", 1024)
+    return {
+        "length": settings.number("max_source_positions", 6000),
+        "target_length": length,
+        "start": "eos",
+        "bank": {"bands": settings.number("input_feat_per_channel", 80)},
+    }
+
+
+def _bank_to_ours(settings: Settings) -> Plain:
+    settings.expect({"dither": 0.0, "padding_value": 0.0, "padding_side": "right"})
+    is_normalised = settings.get("do_ceptral_normalize", True)
+    return {
+        "bank": {
+            "kind": "kaldi",
+            "rate": settings.number("sampling_rate", 16000),
+            "bands": settings.number("num_mel_bins", 80),
+            "normalise": "utterance" if is_normalised else "none",
+            "means": settings.get("normalize_means", True),
+            "variances": settings.get("normalize_vars", True),
+        }
+    }
+
+
+def _bank_to_theirs(objective: Mapping[str, Any]) -> Plain:
+    bank = _bank(objective, "kaldi")
+    if bank.get("normalise") == "global":
+        raise CheckpointError("their sounds cannot be normalised by statistics of a corpus")
+    return {
+        "feature_extractor_type": "Speech2TextFeatureExtractor",
+        "feature_size": bank.get("bands", 80),
+        "num_mel_bins": bank.get("bands", 80),
+        "sampling_rate": bank.get("rate", 16000),
+        "do_ceptral_normalize": bank.get("normalise", "utterance") == "utterance",
+        "normalize_means": bank.get("means", True),
+        "normalize_vars": bank.get("variances", True),
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
+
+
+def _bank(objective: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    bank: Mapping[str, Any] = objective.get("bank") or {}
+    if bank.get("kind", kind) != kind:
+        raise CheckpointError(f"their models read filter banks of the kind {kind}, not of another")
+    return bank
+
+
+def _whisper_to_model(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[str, ...]:
+    unused = ("activation_dropout", "median_filter_width", "classifier_proj_size")
+    masks = ("time_prob", "time_length", "time_min_masks")
+    features = ("feature_prob", "feature_length", "feature_min_masks")
+    for name in (*unused, *(f"mask_{key}" for key in (*masks, *features)), "forced_decoder_ids"):
+        settings.get(name, None)
+    settings.get("max_source_positions", None)
+    if POSITIONS not in tensors.described:
+        return ()
+    table = tensors[POSITIONS].float()
+    if (waves(table) - table).abs().max() > CLOSE:
+        raise CheckpointError(f"`{POSITIONS}` was trained, but here the positions are computed")
+    return (POSITIONS,)
+
+
+def _whisper_to_config(config: Plain, data: Plain, specials: Specials) -> None:
+    config["is_encoder_decoder"] = True
+    # [start of transcript] is behind [end of text], and that behind all pieces.
+    is_english = config["vocab_size"] <= ENGLISH
+    config.setdefault("decoder_start_token_id", 50257 if is_english else 50258)
+    config.setdefault("max_source_positions", 1500)
+
+
+def _whisper_objective(settings: Settings) -> Plain:
+    is_english = settings.number("vocab_size", 51865) <= ENGLISH
+    bands = settings.number("num_mel_bins", 80)
+    task = [] if is_english else ["<|en|>", "<|transcribe|>"]
+    return {
+        "length": 2 * settings.number("max_source_positions", 1500),
+        "target_length": settings.number("max_target_positions", 448),
+        "prompt": ["<|startoftranscript|>", *task, "<|notimestamps|>"],
+        "bank": {"kind": "whisper", "bands": bands, "normalise": "none", "seconds": 30},
+    }
+
+
+def _log_mel_to_ours(settings: Settings) -> Plain:
+    rate = settings.number("sampling_rate", 16000)
+    settings.expect(
+        {
+            "dither": 0.0,
+            "padding_value": 0.0,
+            "padding_side": "right",
+            "n_fft": round(rate * WINDOW),
+            "hop_length": round(rate * STEP),
+            "do_normalize": False,
+        }
+    )
+    seconds = settings.get("chunk_length", 30)
+    bands = settings.number("feature_size", 80)
+    return {
+        "bank": {
+            "kind": "whisper",
+            "rate": rate,
+            "bands": bands,
+            "normalise": "none",
+            "seconds": seconds,
+        }
+    }
+
+
+def _log_mel_to_theirs(objective: Mapping[str, Any]) -> Plain:
+    bank = _bank(objective, "whisper")
+    rate, seconds = bank.get("rate", 16000), bank.get("seconds") or 30
+    if bank.get("normalise", "none") != "none" or seconds != int(seconds):
+        raise CheckpointError("their sounds are whole seconds long and not normalised")
+    step = round(rate * STEP)
+    return {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": bank.get("bands", 80),
+        "sampling_rate": rate,
+        "chunk_length": int(seconds),
+        "n_fft": round(rate * WINDOW),
+        "hop_length": step,
+        "n_samples": rate * int(seconds),
+        "nb_max_frames": rate * int(seconds) // step,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+    }
+
+
+def waves(table: Tensor) -> Tensor:
+    """Sines of all positions [S, D/2] beside their cosines, in the place of `table` [S, D]."""
+    length, width = table.shape
+    step = math.log(10000) / (width // 2 - 1)
+    frequencies = torch.exp(-step * torch.arange(width // 2))
+    angles = torch.arange(length)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], -1).to(table.dtype)
+
+
+def _table(rules: tuple[Rule, ...], recomputed: tuple[str, ...] = ()) -> Table:
+    norms = {f"{side}.norm": f"model.{side}.layer_norm" for side in ("encoder", "decoder")}
+    words = {"target_embedding.word": "model.decoder.embed_tokens"}
+    return Table(
+        rules=(*block_rules(), *modules({**norms, **words}), *rules),
+        recomputed=recomputed,
+        spellings=((r"^(?=(encoder|decoder)\.)", "model."),),
+    )
+
+
+def _head(output: str) -> tuple[Head, ...]:
+    return (Head("lm", (Rule(("target.lm.output.weight",), (output,)),)),)
+
+
+S2T: Final = Family(
+    name="s2t",
+    model_type="speech_to_text",
+    objective="s2t",
+    objective_keys=_s2t_objective,
+    prefix="model.",
+    words=WORDS,
+    table=_table(
+        modules({f"{CONVOLUTIONS}.{{n}}": "model.encoder.conv.conv_layers.{n}"}),
+        (r"model\.(encoder|decoder)\.embed_positions\.weights?",),
+    ),
+    base=_base(
+        {"activation": "glu"},
+        {"layout": "halves", "offset": PADDING + 1, "inclusive": True},
+        {"sinusoidal": {"layout": "halves", "offset": PADDING + 1, "inclusive": True}},
+        {},
+    ),
+    keys=(
+        *_keys(256, (12, 6), 4, 2048, "relu", 0.1),
+        Key("embedding.parts.frames.bands", "input_feat_per_channel", 80),
+        Key("embedding.parts.frames.channels", "conv_channels", 1024),
+        Key("embedding.parts.frames.kernels", "conv_kernel_sizes", (5, 5)),
+        Key("embedding.parts.frames.scale", "scale_embedding", True),
+        Key("target_embedding.parts.word.scale", "scale_embedding", True),
+    ),
+    expected={"input_channels": 1, "pad_token_id": PADDING},
+    architectures={"": "Speech2TextModel", "lm": "Speech2TextForConditionalGeneration"},
+    heads=_head("lm_head.weight"),
+    preparation=Preparation(_bank_to_ours, _bank_to_theirs),
+    to_model=_s2t_to_model,
+    to_config=_s2t_to_config,
+)
+WHISPER: Final = Family(
+    name="whisper",
+    model_type="whisper",
+    objective="s2t",
+    objective_keys=_whisper_objective,
+    prefix="model.",
+    words=WORDS,
+    table=_table(
+        (
+            *modules({f"{CONVOLUTIONS}.{n}": f"model.encoder.conv{n + 1}" for n in (0, 1)}),
+            Rule(
+                ("target_embedding.position.weight",),
+                ("model.decoder.embed_positions.weight",),
+            ),
+        )
+    ),
+    base=_base(
+        {"activation": "gelu", "kernels": [3, 3], "strides": [1, 2]},
+        {"layout": "halves", "inclusive": True},
+        {"position": {}},
+        {"key_bias": False},
+    ),
+    keys=(
+        *_keys(384, (4, 4), 6, 1536, "gelu", 0.0),
+        Key("embedding.parts.frames.bands", "num_mel_bins", 80),
+        Key("target_embedding.parts.position.length", "max_target_positions", 448),
+    ),
+    expected={
+        "scale_embedding": False,
+        "apply_spec_augment": False,
+        "use_weighted_layer_sum": False,
+    },
+    architectures={"": "WhisperModel", "lm": "WhisperForConditionalGeneration"},
+    heads=_head("proj_out.weight"),
+    filled=(Filled(POSITIONS, ("max_source_positions", "d_model"), fill=waves),),
+    preparation=Preparation(_log_mel_to_ours, _log_mel_to_theirs),
+    to_model=_whisper_to_model,
+    to_config=_whisper_to_config,
+)

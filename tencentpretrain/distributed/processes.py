@@ -1,0 +1,180 @@
+"""The processes of a run: how they find each other, and small things that they tell each other.
+
+`torchrun` starts them and says in their environment how many there are. What they tell each other
+goes as bytes of JSON in tensors, never as pickles.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from tencentpretrain.config import ConfigError
+from tencentpretrain.errors import UserError
+
+log = logging.getLogger("tencentpretrain")
+
+VARIABLES: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LAUNCH: Final = "torchrun --nproc-per-node N pretrain.py ... parallel=ddp"
+
+
+SIGNS: Final = ("connection closed by peer", "connection reset by peer", "timed out waiting")
+"""What torch's errors say where a process is gone, in lower case."""
+
+
+class RemoteError(UserError):
+    """Another process of the run could not go on."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process this is.
+
+    Args:
+        rank: Number among all processes.
+        world: How many there are.
+        local: Number among those of this machine, which is that of its GPU.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @classmethod
+    def find(cls, environment: Mapping[str, str] = os.environ) -> Place:
+        """What the launcher has said in `environment`; alone where nothing.
+
+        Raises:
+            ConfigError: if only a part is said, or it is no number in its range.
+        """
+        said = [name for name in VARIABLES if environment.get(name)]
+        if not {"RANK", "WORLD_SIZE"} & set(said):
+            return cls()
+        absent = [name for name in VARIABLES if name not in said]
+        if absent:
+            raise ConfigError.at(
+                "parallel",
+                f"{', '.join(said)} are set in the environment, but {', '.join(absent)} are not; "
+                f"start processes with torchrun, which sets all of them ({LAUNCH}), or unset them",
+            )
+        numbers = {}
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            if not environment[name].isdecimal():
+                message = f"the environment variable {name} must be a number, but is "
+                raise ConfigError.at("parallel", f"{message}`{environment[name]}`")
+            numbers[name] = int(environment[name])
+        rank, world = numbers["RANK"], numbers["WORLD_SIZE"]
+        if rank >= world:
+            raise ConfigError.at("parallel", f"RANK={rank} must be below WORLD_SIZE={world}")
+        return cls(rank, world, numbers["LOCAL_RANK"])
+
+
+def join(place: Place, device: torch.device, timeout: float) -> None:
+    """Make the process group; a lone process makes one of its own, without a port.
+
+    Args:
+        place: Which process this is.
+        device: Of its model, which decides how tensors travel.
+        timeout: Seconds after which a process that does not answer is given up.
+
+    Raises:
+        UserError: if the others cannot be reached.
+    """
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    limit = timedelta(seconds=timeout)
+    alone: dict[str, Any] = {}
+    if place.world == 1 and not os.environ.get("RANK"):
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not list it
+        alone = {"store": store, "rank": 0, "world_size": 1}
+    try:
+        dist.init_process_group(backend, timeout=limit, **alone)
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"rank {place.rank} of {place.world} cannot join the others at {address} within "
+            f"{timeout:g} s: {first_line(error)}; check that all were started, that the address "
+            "can be reached, and that its port is free (torchrun --master-port)"
+        ) from error
+
+
+def leave() -> None:
+    """Leave the process group, where there is one."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+class Circle:
+    """What a few processes tell each other on the host, over a group of their own.
+
+    Args:
+        group: Of processes, over gloo; None where this process is alone.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self._group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.world = 1 if group is None else dist.get_world_size(group)
+
+    def gather(self, value: object) -> list[Any]:
+        """What each process has to say, as plain JSON data, in the order of their ranks."""
+        if self._group is None:
+            return [value]
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = torch.zeros(self.world, dtype=torch.int64)
+        sizes[self.rank] = len(data)
+        dist.all_reduce(sizes, group=self._group)
+        most = int(sizes.max())
+        padded = torch.zeros(most, dtype=torch.uint8)
+        padded[: len(data)] = data
+        rows = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(rows, padded, group=self._group)
+        return [
+            json.loads(row[:size].numpy().tobytes())
+            for row, size in zip(rows, sizes.tolist(), strict=True)
+        ]
+
+    def first(self, value: object) -> Any:
+        """What the first process says; the others need not know it."""
+        return self.gather(value if self.rank == 0 else None)[0]
+
+    def agree(self, error: BaseException | None, doing: str) -> None:
+        """Fail on all processes where one has failed, so that none waits for it.
+
+        Raises:
+            RemoteError: naming the processes that failed and why, where this one did not.
+            BaseException: `error` itself where it did.
+        """
+        said = self.gather(None if error is None else (str(error) or type(error).__name__))
+        if error is not None:
+            raise error
+        failed = [f"rank {rank}: {what}" for rank, what in enumerate(said) if what is not None]
+        if failed:
+            raise RemoteError(f"{doing} failed on {'; '.join(failed)}")
+
+
+def is_loss(error: RuntimeError) -> bool:
+    """Whether an error of torch says that another process is gone or does not answer."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return "gloo" in text or any(sign in text for sign in SIGNS)
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says: torch's have a stack behind it."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,99 @@
+"""Word tables and output layers cut by entries (Shoeybi et al., 2019, Megatron-LM, section 3).
+
+No process computes or holds the logits of all entries: of the loss they exchange a few numbers for
+each position.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+from tencentpretrain.embeddings.text import WordEmbedding
+from tencentpretrain.targets.cross_entropy import VocabularyPart, vocabulary_loss
+from tencentpretrain.targets.heads import VocabularyHead, VocabularyTarget
+from tencentpretrain.types import Ratio
+
+if TYPE_CHECKING:
+    from tencentpretrain.model import Model
+
+
+def cut_vocabulary(model: Model, mesh: DeviceMesh) -> bool:
+    """Cut the word tables and output layers of `model`; whether that could be.
+
+    They stay whole where a target does more with its output layer than the plain loss, or where a
+    vocabulary is no multiple of the processes.
+    """
+    targets = [model.target[name] for name in model.target.names]
+    plain = [t for t in targets if type(t).forward is VocabularyTarget.forward]
+    heads = [m for t in plain for m in t.modules() if isinstance(m, VocabularyHead)]
+    words = [module for module in model.modules() if type(module) is WordEmbedding]
+    owners: list[nn.Module] = [*heads, *words]
+    mine = {id(parameter) for module in owners for parameter in module.parameters()}
+    others = [m for m in model.modules() if m not in owners]
+    shared = {id(p) for m in others for p in m.parameters(recurse=False)}
+    rows = [p.shape[0] for module in owners for p in module.parameters()]
+    if mine & shared or any(count % mesh.size() for count in rows):
+        return False
+    parts: dict[int, nn.Parameter] = {}
+    for module in owners:
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in parts:
+                cut = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
+                parts[id(parameter)] = nn.Parameter(cut, parameter.requires_grad)
+            setattr(module, name, parts[id(parameter)])
+    for head in heads:
+        head.loss = partial(_loss, head, mesh)  # type: ignore[method-assign]
+        head.forward = partial(_logits, head, mesh)  # type: ignore[method-assign]
+    for table in words:
+        table.look_up = partial(_rows, table, mesh)  # type: ignore[method-assign]
+    return True
+
+
+def _part(weight: Tensor, mesh: DeviceMesh) -> VocabularyPart:
+    """Which entries this process has of a table [V, E]."""
+    share = weight.shape[0] // mesh.size()
+    return VocabularyPart(mesh.get_local_rank() * share, weight.shape[0], mesh.get_group())
+
+
+def _own(parameter: Tensor) -> Tensor:
+    """The rows of this process, differentiably."""
+    assert isinstance(parameter, DTensor)
+    rows: Tensor = parameter.to_local()
+    return rows
+
+
+def _loss(
+    head: VocabularyHead, mesh: DeviceMesh, states: Tensor, labels: Tensor, smoothing: float
+) -> tuple[Ratio, Ratio]:
+    bias = None if head.bias is None else _own(head.bias)
+    part = _part(head.weight, mesh)
+    return vocabulary_loss(states, _own(head.weight), bias, labels, smoothing, part)
+
+
+def _logits(head: VocabularyHead, mesh: DeviceMesh, states: Tensor) -> Tensor:
+    """Logits [..., V] of all entries, for evaluation."""
+    bias = None if head.bias is None else _own(head.bias)
+    own = F.linear(states, _own(head.weight), bias)
+    return _redistributed(DTensor.from_local(own, mesh, [Shard(own.dim() - 1)], run_check=False))
+
+
+def _rows(table: WordEmbedding, mesh: DeviceMesh, ids: Tensor) -> Tensor:
+    """Rows [B, S, E] of `ids`, each from the process that has it."""
+    part, own = _part(table.weight, mesh), _own(table.weight)
+    places = ids - part.first
+    elsewhere = (places < 0) | (places >= len(own))
+    rows = F.embedding(places.masked_fill(elsewhere, 0), own)
+    rows = torch.where(elsewhere[..., None], rows.new_zeros(()), rows)
+    return _redistributed(DTensor.from_local(rows, mesh, [Partial()], run_check=False))
+
+
+def _redistributed(parts: DTensor) -> Tensor:
+    whole: Tensor = parts.redistribute(placements=[Replicate()]).to_local()
+    return whole

@@ -1,0 +1,169 @@
+"""Image classification: one label for each image of folders, tar files or lists."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tencentpretrain.config import ConfigError
+from tencentpretrain.data.corpora import CorpusConfig, FieldsConfig
+from tencentpretrain.data.media.examples import Example, LabelledImageConfig, LabelledImages
+from tencentpretrain.data.media.images import decode_image
+from tencentpretrain.data.media.lists import MediaEntry
+from tencentpretrain.data.media.records import find_media, read_entry
+from tencentpretrain.data.order import generator
+from tencentpretrain.data.packing import Integers
+from tencentpretrain.errors import DataError
+from tencentpretrain.model import ModelConfig
+from tencentpretrain.targets.base import TargetConfig
+from tencentpretrain.targets.classify import ClassifyTarget
+from tencentpretrain.tasks.base import TASKS, Inputs, TaskConfig
+from tencentpretrain.tasks.classes import HEAD, ClassExamples, ClassTask
+from tencentpretrain.types import Batch
+
+log = logging.getLogger("tencentpretrain")
+
+
+class ImageRows(ClassExamples):
+    """Images of one file or folder, decoded when they are asked for.
+
+    Args:
+        rows: Where they lie.
+        labels: [N] numbers of the labels; None without labels.
+        config: How they become pixels.
+        classes: Number of classes.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[MediaEntry],
+        labels: Integers | None,
+        config: LabelledImageConfig,
+        classes: int,
+    ) -> None:
+        super().__init__(labels)
+        self._rows = rows
+        self._images = LabelledImages(config, self, classes)
+        self._seed: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, index: int) -> bytes:
+        """Encoded bytes of an image."""
+        return read_entry(self._rows[index])
+
+    def label(self, index: int) -> int | None:
+        """Number of the label of an image."""
+        return None if self.labels is None else int(self.labels[index])
+
+    def where(self, index: int) -> str:
+        """What messages call an image."""
+        return self._rows[index].where
+
+    def vary(self, seed: int) -> None:
+        self._seed = seed
+
+    def make(self, epoch: int, index: int) -> Example:
+        random = None if self._seed is None else generator(self._seed, epoch, index)
+        return self._images.make(index, random)
+
+    def collate(self, examples: list[Example]) -> Batch:
+        return self._images.collate(examples, HEAD)
+
+
+@TASKS.register("image_classify")
+class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
+    """One label for each image, by the folder that it lies in or as a list says."""
+
+    class Config(LabelledImageConfig, TaskConfig):
+        path_column: str = "path"
+        """Column or key of a list that holds the path of the image, from the list's folder on; a
+        list without names of columns has the path behind the label."""
+        label_column: str = "label"
+        """Column or key of a list that holds the label."""
+        check_files: bool = True
+        """Decode every image once before anything is trained or predicted, to find bad ones."""
+
+    config: Config
+
+    def read(self, path: Path, needs_labels: bool) -> list[MediaEntry]:
+        rows = list(find_media(self._corpus(path), Counter()))
+        for row in rows:
+            if needs_labels and not row.label:
+                raise DataError(
+                    f"{row.where} has no label; put images into folders of classes, or list them "
+                    f"with a column `{self.config.label_column}`"
+                )
+            if row.size is None or self.config.check_files:
+                _check(row)
+        return rows
+
+    def learn(self, rows: Sequence[MediaEntry]) -> None:
+        self.learn_labels((row.label for row in rows), "data.train")
+
+    def targets(self, model: ModelConfig) -> dict[str, TargetConfig]:
+        patches = model.embedding.patches
+        if patches is None:
+            raise ConfigError.at(
+                "model", f"must read images for task={self.name}, such as vit/tiny"
+            )
+        size = self.config.transform.size
+        wanted = patches.rows * patches.size[0], patches.columns * patches.size[1]
+        if (size, size) != wanted:
+            raise ConfigError.at(
+                "task.transform.size", f"must be {wanted[0]}, as the model reads, but is {size}"
+            )
+        pooling = "first" if patches.before else "mean"
+        head = ClassifyTarget.Config(
+            name=HEAD, classes=len(self.labels), pooling=pooling, dense=False
+        )
+        return {HEAD: head}
+
+    def examples(self, rows: Sequence[MediaEntry], inputs: Inputs, is_labelled: bool) -> ImageRows:
+        labels = None
+        if is_labelled:
+            labels = np.array([self.labels.number(row.label, row.where) for row in rows], np.int64)
+        return ImageRows(rows, labels, self.config, len(self.labels))
+
+    def decode(
+        self,
+        rows: Sequence[MediaEntry],
+        examples: ImageRows,
+        outputs: Sequence[NDArray[np.float32]],
+    ) -> Iterator[dict[str, Any]]:
+        """The name of each image, its likeliest label, and how probable that and all others are."""
+        for row, answer in zip(rows, super().decode(rows, examples, outputs), strict=True):
+            yield {"path": row.name, **answer}
+
+    def has_labels(self, rows: Sequence[MediaEntry]) -> bool:
+        return all(row.label for row in rows)
+
+    def key(self, row: MediaEntry) -> str:
+        return row.name
+
+    def fingerprint(self, path: Path) -> str:
+        """Over names, sizes and labels of the images; the content of large ones is not read."""
+        found = sha256()
+        for row in find_media(self._corpus(path), Counter()):
+            found.update(f"{row.name}\t{row.size}\t{row.label}\n".encode())
+        return found.hexdigest()
+
+    def _corpus(self, path: Path) -> CorpusConfig:
+        fields = FieldsConfig(path=self.config.path_column, label=self.config.label_column)
+        return CorpusConfig(path=str(path), format="image", fields=fields)
+
+
+def _check(row: MediaEntry) -> None:
+    try:
+        decode_image(read_entry(row))
+    except DataError as error:
+        reason = str(error) if row.size is None else f"{row.where}: {error}"
+        raise DataError(reason) from error

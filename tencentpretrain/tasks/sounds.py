@@ -1,0 +1,189 @@
+"""What tasks on sounds share: reading files, filter banks, and frames for a batch."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from tencentpretrain.config import ConfigError, PositiveInt, decode
+from tencentpretrain.data.corpora import CorpusConfig, FieldsConfig
+from tencentpretrain.data.media.audio import decode_audio
+from tencentpretrain.data.media.filter_banks import FilterBank, FilterBankConfig, Frames
+from tencentpretrain.data.media.hearing import Hearing, VariationConfig, frames_stream
+from tencentpretrain.data.media.lists import LISTS, MediaEntry
+from tencentpretrain.data.media.records import find_media, read_entry
+from tencentpretrain.data.order import generator
+from tencentpretrain.data.packing import Integers
+from tencentpretrain.embeddings.speech import FramesEmbedding
+from tencentpretrain.errors import DataError
+from tencentpretrain.model import ModelConfig
+from tencentpretrain.tasks.base import TaskConfig
+from tencentpretrain.types import SRC, Batch
+
+log = logging.getLogger("tencentpretrain")
+
+RATE: Final = 16_000
+"""Samples a second at which sounds are decoded to see whether and how long they are."""
+
+
+class Sound(NamedTuple):
+    """A sound of a list, folder or tar file.
+
+    Args:
+        entry: Where it lies, and what is known of it.
+        milliseconds: Its length.
+    """
+
+    entry: MediaEntry
+    milliseconds: int
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return self.entry.where
+
+
+class SoundConfig(VariationConfig, TaskConfig):
+    """Keys of tasks that read sounds."""
+
+    bank: FilterBankConfig | None = None
+    """How sounds become frames; null is as in the model's pre-training."""
+    length: Annotated[int, Field(ge=8)] = 3000
+    """Greatest length of a sound, in frames of 10 ms; longer ones are cut."""
+    pad_to: PositiveInt = 8
+    """Rows are padded to the longest of their batch, rounded up to a multiple of this (frames)."""
+    path_column: str = "path"
+    """Column or key of a list that holds the path of the sound, from the list's folder on; a list
+    without names of columns has the path behind the label or text."""
+
+
+def find_sounds(path: Path, config: SoundConfig, label_column: str) -> list[Sound]:
+    """All sounds of a list, folder or tar file with their labels, each decoded once.
+
+    Raises:
+        DataError: naming what cannot be read or decoded.
+    """
+    entries = find_media(_corpus(path, config, label_column), Counter())
+    return [_decoded(entry) for entry in entries]
+
+
+def sounds_fingerprint(path: Path, config: SoundConfig, label_column: str) -> str:
+    """Over names, sizes and labels; the content of the files is not read."""
+    found = sha256()
+    for entry in find_media(_corpus(path, config, label_column), Counter()):
+        found.update(f"{entry.name}\t{entry.size}\t{entry.label}\n".encode())
+    return found.hexdigest()
+
+
+def is_list(path: Path) -> bool:
+    """Whether `path` lists sounds, and so may say more of them than folders do."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower() in LISTS
+
+
+def _corpus(path: Path, config: SoundConfig, label_column: str) -> CorpusConfig:
+    fields = FieldsConfig(path=config.path_column, label=label_column)
+    return CorpusConfig(path=str(path), format="audio", fields=fields)
+
+
+def _decoded(entry: MediaEntry) -> Sound:
+    data = read_entry(entry)
+    try:
+        samples = decode_audio(data, RATE)
+    except DataError as error:
+        raise DataError(f"{entry.where}: {error}") from error
+    return Sound(entry, -(-1000 * len(samples) // RATE))
+
+
+def choose_bank(
+    config: SoundConfig, model: ModelConfig, task: str, inherited: FilterBank | None
+) -> FilterBank:
+    """The filter bank for `model`: that of the config, or of the model's training until now.
+
+    Args:
+        config: Of the task.
+        model: What reads the frames.
+        task: Name of the task.
+        inherited: That of an earlier fine-tuning, if there was one.
+
+    Raises:
+        ConfigError: if the model reads no frames, or such with another number of bands.
+    """
+    part = next(
+        (p for p in model.embedding.parts.values() if isinstance(p, FramesEmbedding.Config)), None
+    )
+    if part is None:
+        raise ConfigError.at("model", f"must read sounds for task={task}, such as s2t/small")
+    if config.bank is None and inherited is not None:
+        return inherited
+    known = config.bank or getattr(model.objective, "bank", None)
+    bank = known or FilterBankConfig(bands=part.bands)
+    if bank.bands != part.bands:
+        message = f"must be {part.bands}, as the model reads, but is {bank.bands}"
+        raise ConfigError.at("task.bank.bands", message)
+    return FilterBank(bank)
+
+
+def bank_state(bank: FilterBank) -> dict[str, Any]:
+    """What a trained run keeps of its filter bank; the file of statistics is not needed again."""
+    state: dict[str, Any] = {"bank": bank.config.to_dict()}
+    if bank.statistics is not None:
+        state["statistics"] = [values.tolist() for values in bank.statistics]
+    return state
+
+
+def saved_bank(state: Mapping[str, Any]) -> FilterBank | None:
+    """The filter bank that `bank_state` was told of; None where it was not."""
+    if "bank" not in state:
+        return None
+    config = decode(FilterBankConfig, state["bank"], "bank")
+    given = state.get("statistics")
+    if given is None:
+        return FilterBank(config)
+    mean, deviation = (np.array(values, np.float32) for values in given)
+    return FilterBank(config, (mean, deviation))
+
+
+class SoundFrames:
+    """Frames of sounds, made when they are asked for.
+
+    Args:
+        rows: The sounds.
+        bank: Makes frames.
+        config: Of the task.
+    """
+
+    def __init__(self, rows: Sequence[Sound], bank: FilterBank, config: SoundConfig) -> None:
+        self.rows = rows
+        self._config = config
+        self._hearing = Hearing(bank, config)
+        self.seed: int | None = None
+        """Of variations; without it a sound is always the same."""
+        limit = min(config.length, bank.frame_limit or config.length)
+        cut = int((self._hearing.frames(self.lengths()) > limit).sum())
+        if cut:
+            log.warning(f"{cut:,} of {len(rows):,} sounds are cut to {limit:,} frames")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self) -> Integers:
+        """Lengths [N] in milliseconds."""
+        return np.array([row.milliseconds for row in self.rows], np.int64)
+
+    def make(self, epoch: int, index: int) -> Frames:
+        """Frames [T, F] of sound number `index`."""
+        random = None if self.seed is None else generator(self.seed, epoch, index)
+        frames = self._hearing(read_entry(self.rows[index].entry), random)
+        return frames[: self._config.length]
+
+    def batch(self, rows: Sequence[Frames]) -> Batch:
+        """A batch with nothing but the frames of several sounds."""
+        stream, tokens = frames_stream(rows, self._config.pad_to, self._config.length)
+        return Batch({SRC: stream}, tokens=tokens)

@@ -1,0 +1,86 @@
+"""One vector for each sound of folders, tar files and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from tencentpretrain.data.media.filter_banks import FilterBank, FilterBankConfig
+from tencentpretrain.data.media.hearing import Hearing, VariationConfig, frames_stream
+from tencentpretrain.data.media.lists import MediaEntry
+from tencentpretrain.data.media.records import read_entry
+from tencentpretrain.embeddings.speech import FramesEmbedding
+from tencentpretrain.errors import CheckpointError, DataError
+from tencentpretrain.tasks.inference import Machine
+from tencentpretrain.tasks.sounds import saved_bank
+from tencentpretrain.tools.saved_model import SavedModel
+from tencentpretrain.tools.vector_file import Vectors
+from tencentpretrain.train.precision import autocast
+from tencentpretrain.train.source import saved_task
+from tencentpretrain.types import Stream, map_tensors
+
+
+def trained_bank(saved: SavedModel) -> FilterBank:
+    """How sounds became frames when the model was trained.
+
+    Raises:
+        CheckpointError: if the model reads no sounds, or the checkpoint does not say.
+    """
+    parts = saved.config.embedding.parts.values()
+    if not any(isinstance(part, FramesEmbedding.Config) for part in parts):
+        raise CheckpointError(
+            f"`{saved.checkpoint.path}` reads no sounds; give the run of a model such as s2t/tiny"
+        )
+    told = getattr(saved.config.objective, "bank", None)
+    if isinstance(told, FilterBankConfig):
+        return FilterBank(told)
+    found = saved_bank(saved_task(saved.checkpoint))
+    if found is None:
+        raise CheckpointError(
+            f"`{saved.checkpoint.path}` does not say how sounds become frames; give the run of a "
+            "model that was trained on sounds"
+        )
+    return found
+
+
+class SoundVectors:
+    """Computes vectors of sounds.
+
+    Args:
+        read: From the stream of several sounds to their vectors [B, D].
+        bank: Makes frames of samples.
+        machine: How the model is run.
+    """
+
+    def __init__(
+        self, read: Callable[[Stream], Tensor], bank: FilterBank, machine: Machine
+    ) -> None:
+        self._read, self._machine = read, machine
+        self._hearing = Hearing(bank, VariationConfig())
+
+    def vectors(self, entries: Sequence[MediaEntry]) -> Iterator[Vectors]:
+        """Vectors [n, D] of some of the sounds at a time, in their order.
+
+        Raises:
+            DataError: naming a sound that cannot be decoded.
+        """
+        rest = iter(entries)
+        while part := list(islice(rest, self._machine.batch_size)):
+            rows = [self._frames(entry) for entry in part]
+            stream, _ = frames_stream(rows, 1, max(map(len, rows)))
+            with torch.inference_mode(), autocast(self._machine.dtype, self._machine.device):
+                found = self._read(map_tensors(stream, self._to_device))
+            yield found.float().cpu().numpy()
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._machine.device)
+
+    def _frames(self, entry: MediaEntry) -> Vectors:
+        data = read_entry(entry)
+        try:
+            return self._hearing(data)
+        except DataError as error:
+            raise DataError(f"{entry.where}: {error}") from error

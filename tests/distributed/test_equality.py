@@ -1,0 +1,194 @@
+"""What many processes compute is what one does: losses, norms, metrics and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tencentpretrain.cli import main
+from tencentpretrain.train.saved_checkpoint import find_latest
+from tests.helpers.launch import launch, messages
+from tests.helpers.pretraining import metrics, pretrain, words_of, write_shards
+
+pytestmark = pytest.mark.distributed
+
+STEADY = {
+    "model.embedding.dropout": 0,
+    "model.encoder.dropout": 0,
+    "model.encoder.layers": 2,
+    "trainer.max_norm": 0.5,
+    "optim.lr": 1e-3,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "gpt2": {"model": "gpt2/tiny", "trainer.micro_batch_size": 1},
+    "albert": {
+        "model": "albert/base",
+        "model.embedding.size": 8,
+        "model.encoder.heads": 2,
+        "model.encoder.ffn": 32,
+        "optim": "sgd",
+    },
+    "bart": {
+        "model": "bart/tiny",
+        "model.objective.target_length": 32,
+        "model.target_embedding.dropout": 0,
+        "model.decoder.dropout": 0,
+        "model.decoder.layers": 1,
+    },
+}
+# Tables and output layers of these are cut, too: 36 entries have an even number.
+MODELS["qwen3"] = {
+    "model": "qwen3/tiny",
+    "model.vocabulary": 36,
+    "model.encoder.heads": 4,
+    "model.encoder.kv_heads": 2,
+    "model.encoder.head_size": 8,
+    # Adam makes steps of one size of gradients that are nothing but rounding.
+    "optim": "sgd",
+}
+MODELS["relative"] = MODELS["bart"] | {
+    "model.vocabulary": 36,
+    "model.encoder.relative": "{buckets: 8, distance: 16}",
+    "model.decoder.alibi": True,
+    "model.target.lm.label_smoothing": 0.1,
+}
+
+
+class Strategy(NamedTuple):
+    """A way to share a run."""
+
+    world: int
+    words: tuple[str, ...]
+
+
+STRATEGIES = {
+    "ddp": Strategy(2, ("parallel=ddp",)),
+    "fsdp": Strategy(2, ("parallel=fsdp",)),
+    "fsdp zero-2": Strategy(2, ("parallel=fsdp", "parallel.reshard=false")),
+    "hsdp": Strategy(4, ("parallel=hsdp", "parallel.shard=2")),
+    "tp": Strategy(2, ("parallel=tp",)),
+    "fsdp_tp": Strategy(4, ("parallel=fsdp_tp", "parallel.tensor=2")),
+    "recompute": Strategy(2, ("parallel=fsdp", "trainer.recompute=full")),
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of one process by the name of the model."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, keys in MODELS.items():
+        assert pretrain(shards, folder / name, **STEADY, **keys, **{"trainer.steps": 5}) == 0
+    return {name: folder / name for name in MODELS}
+
+
+def difference(one: Path, other: Path) -> float:
+    """Greatest difference of two runs, in weights and in what they recorded."""
+    weights, others = (find_latest(run / "checkpoints") for run in (one, other))
+    assert weights is not None
+    assert others is not None
+    left, right = weights.tensors("model"), others.tensors("model")
+    assert left.keys() == right.keys()
+    found = [float((left[name] - right[name]).abs().max()) for name in left]
+    records = [*zip(metrics(one), metrics(other), strict=True)]
+    assert all(a.keys() == b.keys() for a, b in records)
+    found += [abs(a[key] - b[key]) for a, b in records for key in a]
+    return max(found)
+
+
+CASES = [("bert", name) for name in STRATEGIES]
+CASES += [(name, "fsdp") for name in ("gpt2", "albert", "bart")]
+CASES += [("bart", "tp"), ("qwen3", "tp"), ("relative", "fsdp_tp")]
+
+
+@pytest.mark.parametrize(("model", "strategy"), CASES)
+def test_many_processes_compute_what_one_does(
+    model: str, strategy: str, shards: Path, alone: dict[str, Path], tmp_path: Path
+) -> None:
+    world, words = STRATEGIES[strategy]
+    keys = {**STEADY, **MODELS[model], "trainer.steps": 5}
+    codes = launch(tmp_path / "log", world, [*words_of(shards, tmp_path / "run", **keys), *words])
+    assert codes == [0] * world, messages(tmp_path / "log")
+    assert difference(alone[model], tmp_path / "run") < 2e-6
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(
+    shards: Path, alone: dict[str, Path], tmp_path: Path
+) -> None:
+    """2 -> 1 -> 4 -> 2 processes, and from one way of sharing to all others."""
+    keys = {**STEADY, "trainer.steps": 5}
+    run = tmp_path / "run"
+    for name in ("fsdp", "none", "fsdp_tp", "hsdp", "tp"):
+        if name == "none":
+            assert pretrain(shards, run, **keys, **{"trainer.stop_after": 1}) == 0
+            continue
+        world, words = STRATEGIES[name]
+        words = (*words_of(shards, run, **keys), *words, "trainer.stop_after=1")
+        assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
+    assert difference(alone["bert"], run) < 2e-6
+
+
+def test_what_is_written_in_the_background_is_the_same(
+    shards: Path, alone: dict[str, Path], tmp_path: Path
+) -> None:
+    keys = {**STEADY, "trainer.steps": 5, "checkpoint.background": True}
+    world, words = STRATEGIES["fsdp"]
+    words = (*words_of(shards, tmp_path / "run", **keys), *words)
+    assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
+    assert difference(alone["bert"], tmp_path / "run") < 2e-6
+
+
+def test_a_task_is_learned_by_many_processes(
+    shards: Path, alone: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [f"{n % 2}\tw{n % 2} w{n % 7} w{n % 5}" for n in range(24)]
+    table = tmp_path / "train.tsv"
+    table.write_text("\n".join(["label\ttext_a", *rows]) + "\n")
+    given = {
+        "task": "classify",
+        "init": alone["bert"],
+        "data.train": table,
+        "data.dev": table,
+        "data.test": table,
+        "trainer.batch_size": 4,
+        "trainer.steps": 4,
+        "trainer.eval_every": 2,
+        "trainer.log_every": 1,
+        "parallel.device": "cpu",
+        "model.encoder.dropout": 0,
+        "model.embedding.dropout": 0,
+        "model.target.classify.dropout": 0,
+    }
+    words = [f"{key}={value}" for key, value in given.items()]
+    assert main("finetune", [*words, f"run_dir={tmp_path / 'one'}"]) == 0
+    world, shared = STRATEGIES["fsdp"]
+    both = [*words, f"run_dir={tmp_path / 'two'}", *shared]
+    codes = launch(tmp_path / "log", world, both, command="finetune")
+    assert codes == [0] * world, messages(tmp_path / "log")
+    assert difference(tmp_path / "one", tmp_path / "two") < 2e-6
+
+
+def test_all_start_from_the_weights_of_another_run(
+    shards: Path, alone: dict[str, Path], tmp_path: Path
+) -> None:
+    keys = {**STEADY, "init": alone["bert"], "trainer.steps": 1, "seed": 1}
+    assert pretrain(shards, tmp_path / "one", **keys) == 0
+    world, words = STRATEGIES["fsdp"]
+    words = (*words_of(shards, tmp_path / "two", **keys), *words)
+    assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
+    assert difference(tmp_path / "one", tmp_path / "two") < 2e-6
+
+
+def test_a_dry_run_rehearses_with_all_processes(shards: Path, tmp_path: Path) -> None:
+    world, words = STRATEGIES["fsdp_tp"]
+    words = (*words_of(shards, tmp_path / "run", **STEADY), *words, "dry_run=true")
+    assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
+    assert "dry run passed" in messages(tmp_path / "log")["0"]
+    assert not (tmp_path / "run").exists()
