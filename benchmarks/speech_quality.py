@@ -112,7 +112,7 @@ def main() -> None:
     splits: dict[str, Callable[[Recording], bool]] = {"takes": lambda one: one.take < TEST_TAKES}
     for speaker in options.speakers:
         splits[speaker] = lambda one, speaker=speaker: one.speaker == speaker  # type: ignore[misc]
-    book.rows.append("|---|---|---|---|")
+    book.rows.append("|---|---|---|")
     for name, is_test in splits.items():
         for task, column in (("audio_classify", "label"), ("speech2text", "text")):
             run = folder / f"{task}_{name}"
@@ -121,13 +121,13 @@ def main() -> None:
             if task == "speech2text":
                 words = (*letters, "task.writing.start=cls", *words)
             # A finished run only says so, and one that was stopped goes on.
-            seconds = book.run("finetune/run.py", f"task={task}", *words, f"run_dir={run}")
+            book.run("finetune/run.py", f"task={task}", *words, f"run_dir={run}")
             scores = ("accuracy",) if task == "audio_classify" else ("wer", "cer")
             said = ", ".join(
                 f"{score} {book.values(run, f'test/{score}')[-1][1]:.4f}" for score in scores
             )
-            book.rows.append(f"| {task} | {name} | {said} | {seconds:.0f} |")
-            book.write("| task | held out | test | seconds |")
+            book.rows.append(f"| {task} | {name} | {said} |")
+            book.write("| task | held out | test |")
 
 
 if __name__ == "__main__":

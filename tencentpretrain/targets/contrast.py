@@ -107,7 +107,9 @@ class ContrastTarget(Target):
         Nothing else of a chunk is kept. The backward pass encodes it again, from the same state of
         the random generators.
         """
-        if self.config.chunk is None or name not in self.config.streams:
+        # Without gradients little is kept anyway, and all processes must encode as often.
+        has_chunks = self.config.chunk is not None and torch.is_grad_enabled()
+        if self.config.chunk is None or not has_chunks or name not in self.config.streams:
             return encode(stream)
         pooling = self.pooling(name)
         pooled = [

@@ -35,7 +35,7 @@ from tencentpretrain.yaml_text import dump_yaml, load_yaml
 
 log = logging.getLogger("tencentpretrain")
 
-BINDING = ("model", "task", "wrappers", "seed", "optim.name", "data.holdout")
+BINDING = ("model", "task", "wrappers", "seed", "optim.name", "data.holdout", "data.bucket")
 """Parts of the config that a run cannot change on its way."""
 HARMLESS = (
     *("run_dir", "resume", "dry_run", "plugins", "init", "allow_", "callbacks", "checkpoint"),

@@ -11,6 +11,7 @@ from tencentpretrain.cli import main
 from tencentpretrain.train.saved_checkpoint import find_latest
 from tests.helpers.launch import launch, messages
 from tests.helpers.pretraining import metrics, pretrain, words_of, write_shards
+from tests.helpers.records import record_shards, some_pairs
 
 pytestmark = pytest.mark.distributed
 
@@ -143,6 +144,33 @@ def test_what_is_written_in_the_background_is_the_same(
     words = (*words_of(shards, tmp_path / "run", **keys), *words)
     assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
     assert difference(alone["bert"], tmp_path / "run") < 2e-6
+
+
+def test_a_student_learns_all_of_its_parameters(
+    shards: Path, alone: dict[str, Path], tmp_path: Path
+) -> None:
+    """What its teacher adds is tried out in evaluation, before there is an optimiser."""
+    keys = {**STEADY, **MODELS["gpt2"], "trainer.steps": 5, "model.target.lm.name": "distill"}
+    keys |= {"model.target.lm.teacher": alone["gpt2"], "model.target.lm.divergence": "akl"}
+    assert pretrain(shards, tmp_path / "one", **keys) == 0
+    world, words = STRATEGIES["fsdp"]
+    words = (*words_of(shards, tmp_path / "two", **keys), *words)
+    assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
+    assert difference(tmp_path / "one", tmp_path / "two") < 2e-6
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_rows_are_told_from_those_of_all_processes(strategy: str, tmp_path: Path) -> None:
+    """The learned temperature is a single number, which cannot be cut."""
+    record_shards(tmp_path, "pair", some_pairs([(1 + n % 7, 2 + n % 5) for n in range(40)]))
+    keys = {**STEADY, "model": "siamese/lstm", "optim": "sgd", "trainer.steps": 5}
+    shards = tmp_path / "shards"
+    assert pretrain(shards, tmp_path / "one", **keys) == 0
+    world, words = STRATEGIES[strategy]
+    words = (*words_of(shards, tmp_path / "two", **keys), *words)
+    codes = launch(tmp_path / "log", world, words)
+    assert codes == [0] * world, messages(tmp_path / "log")
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-5
 
 
 def test_a_task_is_learned_by_many_processes(

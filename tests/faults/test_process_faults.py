@@ -169,6 +169,15 @@ def test_a_loss_of_one_process_is_not_finite(policy: str, shards: Path, tmp_path
     assert metrics(run)[-2]["train/skipped_steps"] == 1
 
 
+def test_a_run_that_is_rolled_back_where_it_ends_is_saved(shards: Path, tmp_path: Path) -> None:
+    """The sums of the checkpoint lie on one process, but all must name them to add them up."""
+    keys = {**KEYS, "trainer.nonfinite": "rollback", "trainer.eval_every": 6}
+    keys |= {"trainer.log_every": 4, "trainer.stop_after": 4, "parallel.timeout": 10}
+    words = [*words_of(shards, tmp_path / "run", **keys), "parallel=ddp"]
+    codes = launch(tmp_path / "log", 2, words, before=spoil_third)
+    assert codes == [0, 0], messages(tmp_path / "log")
+
+
 def test_a_port_is_in_use(shards: Path, tmp_path: Path) -> None:
     with socket.socket() as server:
         server.bind(("localhost", 0))
@@ -205,6 +214,7 @@ def test_half_an_environment_is_refused(shards: Path, tmp_path: Path) -> None:
         (["parallel=tp", "model.encoder.heads=1"], "encoder.heads=1 must be a multiple"),
         (["parallel=tp", "wrappers=lora"], "cannot be combined with tensor parallelism"),
         (["parallel=fsdp", "optim=adafactor"], "optim.name=adafactor"),
+        (["parallel=fsdp", "parallel.offload=true"], "parallel.offload: is for GPUs"),
     ],
 )
 def test_what_cannot_be_shared_is_refused_before_the_start(

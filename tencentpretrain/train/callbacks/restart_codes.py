@@ -6,9 +6,11 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 import torch
+from torch import Tensor
 
 from tencentpretrain.config import ComponentConfig, PositiveInt, Probability
 from tencentpretrain.data.order import hash_int
+from tencentpretrain.distributed.layout import is_shared, put
 from tencentpretrain.layers.codebook import Codebook, split_busiest
 from tencentpretrain.train.callbacks.base import CALLBACKS, ConfiguredCallback
 
@@ -53,8 +55,11 @@ class RestartCodes(ConfiguredCallback):
             hash_int(trainer.seed, RESTART, trainer.step, number) >> 1
         )
         noise = torch.randn(codebook.weight.shape, generator=draw).to(usage.device)
+        weight: Tensor = codebook.weight
         with torch.no_grad():
-            moved = split_busiest(codebook.weight, usage, self.config.least, noise)
+            whole = weight.full_tensor() if is_shared(weight) else weight
+            moved = split_busiest(whole, usage, self.config.least, noise)
+            put(weight, whole)
         codebook.usage.zero_()
         if moved:
             log.info(f"step {trainer.step}: {moved} of {len(usage)} codes start again")
