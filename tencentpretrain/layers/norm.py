@@ -5,9 +5,24 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 NormName = Literal["layer", "layer_gain", "rms", "t5", "legacy", "none"]
+
+
+class RmsNorm(nn.RMSNorm):
+    """RMS norm in the type of its gain where that is the more exact one.
+
+    Torch has a fused kernel only for states and gains of one type, and warns of any other mixture.
+    """
+
+    def forward(self, states: Tensor) -> Tensor:
+        dtype = torch.promote_types(states.dtype, self.weight.dtype)
+        normed = F.rms_norm(
+            states.to(dtype), self.normalized_shape, self.weight.to(dtype), self.eps
+        )
+        return normed.to(states.dtype)
 
 
 class T5Norm(nn.Module):
@@ -59,7 +74,7 @@ def build_norm(name: NormName, size: int, eps: float) -> nn.Module:
     if name in ("layer", "layer_gain"):
         return nn.LayerNorm(size, eps=eps, bias=name == "layer")
     if name == "rms":
-        return nn.RMSNorm(size, eps=eps)
+        return RmsNorm(size, eps=eps)
     if name == "t5":
         return T5Norm(size, eps)
     return LegacyNorm(size, eps) if name == "legacy" else nn.Identity()

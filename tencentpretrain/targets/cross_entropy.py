@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 from tencentpretrain.types import IGNORE, Ratio
 
 CHUNK_BYTES = 1 << 25
-"""Size of the fp32 logits that are alive at once: 32 MiB stays near the caches."""
+"""Size of the logits that are alive at once, in fp32: 32 MiB stays near the caches."""
+CPU_BLOCK_BYTES = 1 << 20
+"""Of those, what a core passes over several times: 1 MiB stays in its own cache."""
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> tuple[Ratio, Ratio]:
@@ -77,13 +79,11 @@ class VocabularyPart:
         dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def highest(self, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """The greatest of the `values` of all processes, and its place in the vocabulary."""
+    def highest(self, values: Tensor) -> Tensor:
+        """The greatest of the `values` of all processes."""
         most = values.clone()
         dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
-        best = torch.where(values == most, places + self.first, self.total)
-        dist.all_reduce(best, dist.ReduceOp.MIN, group=self.group)
-        return most, best
+        return most
 
 
 class _VocabularyLoss(torch.autograd.Function):
@@ -108,24 +108,24 @@ class _VocabularyLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=exact) if needs[1] else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and needs[2] else None
         loss = torch.zeros((), dtype=exact, device=states.device)
-        correct = torch.zeros((), dtype=torch.int64, device=states.device)
+        correct = torch.zeros_like(loss)
         used_weight, used_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
             for chunk in row_chunks(len(states), *weight.shape):
                 inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
-                logits = F.linear(inputs, used_weight, used_bias).to(exact)
-                chunk_loss, chunk_correct = _to_gradient(
-                    logits, labels[chunk], kept, smoothing, part
-                )
-                loss += chunk_loss
-                correct += chunk_correct
-                gradient = logits.to(dtype)
+                gradient = F.linear(inputs, used_weight, used_bias)
+                for block in _blocks(gradient):
+                    logits, seen = gradient[block].to(exact, copy=True), kept[block]
+                    slope, losses, hits = _gradient(logits, labels[chunk][block], smoothing, part)
+                    loss += losses.masked_fill(~seen, 0.0).sum()
+                    correct += hits.masked_fill(~seen, 0.0).sum()
+                    if grad_bias is not None:
+                        grad_bias += seen.to(exact) @ slope
+                    gradient[block] = slope
                 if grad_states is not None:
                     grad_states[chunk] = (gradient @ used_weight).mul_(kept[:, None])
                 if grad_weight is not None:
                     add_product(grad_weight, gradient.T, inputs * kept[:, None])
-                if grad_bias is not None:
-                    grad_bias += kept.to(exact) @ logits
             if part is not None and grad_states is not None:
                 part.sum(grad_states)
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
@@ -161,6 +161,14 @@ def row_chunks(rows: int, vocabulary: int, width: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, max(1, size))]
 
 
+def _blocks(logits: Tensor) -> list[slice]:
+    """Rows of `logits` [K, V] to go through together; on a GPU, where calls cost more, all."""
+    rows, entries = logits.shape
+    most = max(1, torch.get_num_threads() * CPU_BLOCK_BYTES // (4 * entries))
+    size = most if logits.device.type == "cpu" else max(1, rows)
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add `left` @ `right` to `total`, which may be of a higher precision."""
     if total.dtype == left.dtype:
@@ -169,37 +177,41 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _to_gradient(
-    logits: Tensor, labels: Tensor, kept: Tensor, smoothing: float, part: VocabularyPart | None
-) -> tuple[Tensor, Tensor]:
-    """Loss [] and correct answers [] of the `kept` rows of a chunk.
+def _gradient(
+    logits: Tensor, labels: Tensor, smoothing: float, part: VocabularyPart | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients [K, V] of the losses, the losses [K], and whether the answers [K] are correct.
 
-    In place, the rows of `logits` [K, V] become gradients of their losses, those not kept too.
+    The `logits` [K, V] are overwritten. Where n entries are the highest alike, as happens in bf16,
+    each is correct to 1/n. Rows without a label get the values of some label.
     """
-    index = labels.masked_fill(~kept, 0)[:, None]
-    highest, best = logits.max(-1, keepdim=True)
+    place, elsewhere = labels.clamp(min=0)[:, None], None
     if part is not None:
-        highest, best = part.highest(highest, best)
-    correct = (best == index).squeeze(-1) & kept
-    logits.sub_(highest)
-    entries = logits.shape[-1] if part is None else part.total
-    place, elsewhere = index, None
-    if part is not None:
-        place = index - part.first
+        place = place - part.first
         elsewhere = (place < 0) | (place >= logits.shape[-1])
         place = place.masked_fill(elsewhere, 0)
-    wanted = logits.gather(-1, place)
-    if elsewhere is not None:
+    wanted, highest = logits.gather(-1, place), logits.amax(-1, keepdim=True)
+    gradient = torch.softmax(logits, -1)
+    # The highest probability is 1 / sum(exp(logits - highest)); one kernel has done the rest.
+    norm = highest - gradient.amax(-1, keepdim=True).log()
+    mean = logits.mean(-1, keepdim=True) if smoothing else torch.zeros_like(norm)
+    if part is not None and elsewhere is not None:
         wanted.masked_fill_(elsewhere, 0.0)
+        highest = part.highest(highest)
+        total, wanted, mean = part.sum(
+            torch.stack([(norm - highest).exp_(), wanted, mean * logits.shape[-1] / part.total])
+        ).unbind()
+        total = total.log_().add_(highest)
+        gradient.mul_((norm - total).exp_())
+        norm = total
+    ties = logits.eq_(highest).sum(-1, keepdim=True)
+    ties = ties if part is None else part.sum(ties)
+    losses = norm - (1 - smoothing) * wanted - smoothing * mean
     if smoothing:
-        wanted = (1 - smoothing) * wanted + smoothing / entries * logits.sum(-1, keepdim=True)
-    total = logits.exp_().sum(-1, keepdim=True)
-    if part is not None:
-        wanted, total = part.sum(torch.stack([wanted, total])).unbind()
-    losses = total.log() - wanted
-    logits.div_(total)
-    if smoothing:
-        logits.sub_(smoothing / entries)
+        gradient.sub_(smoothing / (logits.shape[-1] if part is None else part.total))
     share = torch.full_like(wanted, smoothing - 1.0)
-    logits.scatter_add_(-1, place, share if elsewhere is None else share.masked_fill(elsewhere, 0))
-    return losses.squeeze(-1).masked_fill(~kept, 0.0).sum(), correct.sum()
+    gradient.scatter_add_(
+        -1, place, share if elsewhere is None else share.masked_fill(elsewhere, 0)
+    )
+    correct = (wanted == highest) / ties
+    return gradient, losses.squeeze(-1), correct.squeeze(-1)

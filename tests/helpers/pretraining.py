@@ -51,6 +51,7 @@ def words_of(shards: Path, run_dir: Path, **keys: Any) -> list[str]:
         "run_dir": run_dir,
         "trainer.steps": 8,
         "trainer.batch_size": 4,
+        "trainer.precision": "fp32",  # whatever this machine is fast at
         "trainer.log_every": 1,
         "trainer.eval_every": 4,
         "checkpoint.every": 3,

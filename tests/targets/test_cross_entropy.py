@@ -168,6 +168,26 @@ def test_only_needed_gradients_are_computed(
     assert watch.products == products
 
 
+def test_an_answer_that_ties_with_others_counts_its_share() -> None:
+    states, weight = torch.ones(3, 2), torch.zeros(VOCABULARY, 2)
+    weight[[2, 5, 6, 9]] = 1.0
+    _, correct = vocabulary_loss(states, weight, None, torch.tensor([5, 3, IGNORE]))
+    assert correct.total.item() == pytest.approx(1 / 4)
+    assert correct.count.item() == 2
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step() -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        states, weight, bias, labels = inputs()
+        loss, correct = vocabulary_loss(states, weight, bias, labels)
+        return loss.total, correct.total, *torch.autograd.grad(loss.total, (states, weight, bias))
+
+    whole = step()
+    monkeypatch.setattr(cross_entropy, "CPU_BLOCK_BYTES", 4 * VOCABULARY * 2)
+    torch.testing.assert_close(step(), whole)
+
+
 def test_classes() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [5.0, 0.0]], requires_grad=True)
     labels = torch.tensor([0, 0, IGNORE])

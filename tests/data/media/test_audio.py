@@ -74,6 +74,8 @@ def test_a_pipe_does_not_know_the_size_of_what_it_writes() -> None:
         (encoded(np.array([0, np.inf], "f"), subtype="FLOAT"), "no finite numbers"),
         (encoded(wave(), 44099), "common factor"),
     ],
+    # A file of floats holds the time at which it was made, and names of tests must not change.
+    ids=["empty", "picture", "no samples", "not a number", "infinite", "rate"],
 )
 def test_what_cannot_be_heard_is_one_sentence(data: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
