@@ -85,6 +85,7 @@ class Mesh(Parallel):
     def __init__(self, config: MeshConfig) -> None:
         self.config = config
         place = Place.find()
+        sizes = sizes_of(config, place)
         uses_gpu = config.device == "cuda"
         uses_gpu |= config.device == "auto" and torch.cuda.device_count() > place.local
         if config.offload and not uses_gpu:
@@ -94,9 +95,7 @@ class Mesh(Parallel):
         if uses_gpu:
             torch.cuda.set_device(self._device)
         join(place, self._device, config.timeout)
-        self.mesh = init_device_mesh(
-            self._device.type, sizes_of(config, place), mesh_dim_names=AXES
-        )
+        self.mesh = init_device_mesh(self._device.type, sizes, mesh_dim_names=AXES)
         data = self.mesh["dp_replicate", "dp_shard"]
         flat = data._flatten("dp")
         self._group = flat.get_group()
@@ -110,6 +109,8 @@ class Mesh(Parallel):
         self.circle = Circle(self._host_group() if place.world > 1 else None)
         self._stopping = self._host_group() if place.world > 1 else None
         self._asked: tuple[dist.Work, Tensor] | None = None
+        # Whoever is refused later must not leave while others still make groups with it.
+        self.circle.gather(None)
 
     def _host_group(self) -> dist.ProcessGroup:
         limit = timedelta(seconds=self.config.timeout)
