@@ -21,10 +21,11 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from tencentpretrain.config import ComponentConfig, ConfigError, PositiveFloat, PositiveInt
 from tencentpretrain.distributed.blocks import BlockOptions
+from tencentpretrain.distributed.board import join, leave
 from tencentpretrain.distributed.clip import clip_gradients
 from tencentpretrain.distributed.layout import cut_axes, is_shared, put
 from tencentpretrain.distributed.parallel import PARALLELS, Parallel
-from tencentpretrain.distributed.processes import Circle, Place, join, leave
+from tencentpretrain.distributed.processes import Circle, Place
 
 if TYPE_CHECKING:
     from tencentpretrain.model import Model
@@ -94,7 +95,7 @@ class Mesh(Parallel):
         self._device = torch.device("cuda", place.local) if uses_gpu else torch.device("cpu")
         if uses_gpu:
             torch.cuda.set_device(self._device)
-        join(place, self._device, config.timeout)
+        self._board = join(place, self._device, config.timeout)
         self.mesh = init_device_mesh(self._device.type, sizes, mesh_dim_names=AXES)
         data = self.mesh["dp_replicate", "dp_shard"]
         flat = data._flatten("dp")
@@ -110,7 +111,7 @@ class Mesh(Parallel):
         self._stopping = self._host_group() if place.world > 1 else None
         self._asked: tuple[dist.Work, Tensor] | None = None
         # Whoever is refused later must not leave while others still make groups with it.
-        self.circle.gather(None)
+        self.begin("opening the run")
 
     def _host_group(self) -> dist.ProcessGroup:
         limit = timedelta(seconds=self.config.timeout)
@@ -202,11 +203,16 @@ class Mesh(Parallel):
         self._asked = work, wish
         return heard
 
+    def begin(self, phase: str, is_training: bool = False) -> None:
+        if self._board is not None:
+            self._board.begin(phase, is_training)
+
     def close(self) -> None:
         if self._asked is not None:
             self._asked[0].wait()
             self._asked = None
-        self.circle.gather(None)
+        if self._board is not None:
+            self._board.finish()
         leave()
 
 

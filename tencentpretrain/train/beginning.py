@@ -70,12 +70,14 @@ class Beginning:
             parallel.shape(model, blocks)
         fill_model(model, made_of, parallel.device, config.seed, parallel.fill)
         if config.init != "none" and self.found is None:
+            parallel.begin("loading weights")
             self._load_init(model, tokenizer, allow, target_tokenizer)
         self._given()  # a base that is gone is better found now than after the start
         self.wrappers = apply_wrappers(config.wrappers, model, config.seed)
         if not is_cut_first:
             self._check_fit(model)
             parallel.shape(model, blocks)
+        parallel.begin("preparing examples and targets")
 
     def _check_fit(self, model: Model) -> None:
         problems = self.parallel.misfits(model)
