@@ -155,6 +155,8 @@ class Mesh(Parallel):
             return tensors
         dtype = torch.float64 if self._device.type == "cpu" else torch.float32
         dtype = torch.promote_types(dtype, next(iter(tensors.values())).dtype)
+        if not any(tensor.is_floating_point() for tensor in tensors.values()):
+            dtype = torch.int64  # counts are added exactly
         joined = torch.stack([tensor.to(dtype) for tensor in tensors.values()])
         dist.all_reduce(joined, group=self._group)
         return {

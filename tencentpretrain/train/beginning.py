@@ -13,6 +13,7 @@ from tencentpretrain.model import Model, fill_model
 from tencentpretrain.model_config import ModelConfig
 from tencentpretrain.targets.companion import HELPERS
 from tencentpretrain.train.base import Base, base_of, open_base, plain_tensors
+from tencentpretrain.train.counts import keep_counts_once
 from tencentpretrain.train.layers import choose_layers
 from tencentpretrain.train.load import load_weights
 from tencentpretrain.train.run_config import RunConfig
@@ -113,6 +114,7 @@ class Beginning:
             allow_unexpected=[*allow, HELPERS, *self.config.allow_unexpected],
             allow_mismatched=self.config.allow_mismatched,
         )
+        keep_counts_once(model, self.parallel)
         # What lies under other names there cannot be referred to.
         self._loaded = None if layers else (source, frozenset(report.matched))
         log.info(f"init from {source.path}: {report}")
