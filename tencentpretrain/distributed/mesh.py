@@ -49,8 +49,9 @@ class MeshConfig(ComponentConfig):
     again in the backward pass (ZeRO-3): less memory, half as much communication again."""
     offload: bool = False
     """Whether parameters and the optimiser's state stay in the memory of the host."""
-    gather: Literal["fp32", "bf16"] = "fp32"
-    """Type in which the parameters of others are gathered; gradients are always added in fp32."""
+    gather: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type in which matrices of blocks are gathered: auto is that in which they are multiplied.
+    Norms, tables and heads are gathered, and gradients added, in fp32."""
 
 
 def sizes_of(config: MeshConfig, place: Place) -> tuple[int, ...]:
@@ -132,6 +133,11 @@ class Mesh(Parallel):
         # It imports much of torch, for which one process need not wait.
         from tencentpretrain.distributed.parallelize import parallelize
 
+        if self.config.gather == "bf16" and blocks.dtype != torch.bfloat16:
+            raise ConfigError.at(
+                "parallel.gather",
+                "is bf16, but this run multiplies in fp32 (trainer.precision); leave it out",
+            )
         parallelize(model, self.mesh, self.config, blocks)
 
     def fill(self, module: nn.Module, function: Callable[[], None]) -> None:
@@ -177,12 +183,13 @@ class Mesh(Parallel):
         return norm, torch.isfinite(norm) & (problems == 0)
 
     def _average(self, gradients: list[Tensor]) -> None:
-        """Average `gradients` of single numbers over the ranks of data, as FSDP does all others."""
+        """Average `gradients` of what is whole over the ranks of data, as FSDP does all others."""
         if self.world == 1 or not gradients:
             return
-        joined = torch.stack(gradients) / self.world
+        joined = torch.cat([gradient.flatten() for gradient in gradients]) / self.world
         dist.all_reduce(joined, group=self._group)
-        torch._foreach_copy_(gradients, list(joined.unbind()))
+        parts = joined.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_([gradient.view(-1) for gradient in gradients], list(parts))
 
     def is_keeper(self, tensor: Tensor) -> bool:
         cutting: set[str] = set()

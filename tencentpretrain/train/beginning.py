@@ -16,6 +16,7 @@ from tencentpretrain.train.base import Base, base_of, open_base, plain_tensors
 from tencentpretrain.train.counts import keep_counts_once
 from tencentpretrain.train.layers import choose_layers
 from tencentpretrain.train.load import load_weights
+from tencentpretrain.train.precision import resolve_precision
 from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.saved_checkpoint import Checkpoint, open_checkpoint
 from tencentpretrain.wrappers.base import Wrapper, apply_wrappers
@@ -64,7 +65,12 @@ class Beginning:
         """
         config, parallel = self.config, self.parallel
         trainer = config.trainer
-        blocks = BlockOptions(trainer.recompute, trainer.recompute_every, trainer.compile)
+        blocks = BlockOptions(
+            trainer.recompute,
+            trainer.recompute_every,
+            trainer.compile,
+            resolve_precision(trainer.precision, parallel.device),
+        )
         is_cut_first = parallel.is_sharded and not config.wrappers
         self._check_fit(model)
         if is_cut_first:

@@ -216,6 +216,7 @@ def test_half_an_environment_is_refused(shards: Path, tmp_path: Path) -> None:
         (["parallel=tp", "model.encoder.heads=1"], "encoder.heads=1 must be a multiple"),
         (["parallel=tp", "wrappers=lora"], "cannot be combined with tensor parallelism"),
         (["parallel=fsdp", "optim=adafactor"], "optim.name=adafactor"),
+        (["parallel=fsdp", "parallel.gather=bf16"], "parallel.gather: is bf16, but this run"),
         (["parallel=fsdp", "parallel.offload=true"], "parallel.offload: is for GPUs"),
     ],
 )
