@@ -124,6 +124,10 @@ class Circle:
             raise RemoteError(f"{doing} failed on {'; '.join(failed)}")
 
 
+ALONE: Final = Circle(None)
+"""This process alone."""
+
+
 def is_loss(error: RuntimeError) -> bool:
     """Whether an error of torch says that another process is gone or does not answer."""
     if isinstance(error, dist.DistError):

@@ -96,7 +96,7 @@ class Session:
         self.config, self.parallel = config, parallel
         require_equal_shares(config.trainer.batch_size, self.parallel.world)
         self.store = self._open_store(config.run_dir)
-        self.found = self._find_together()
+        self.found = self._find()
         self.beginning = Beginning(config, self.parallel, self.found)
 
     def _open_store(self, run_dir: Path) -> CheckpointStore:
@@ -109,18 +109,12 @@ class Session:
             parallel=self.parallel,
         )
 
-    def _find_together(self) -> Checkpoint | None:
-        """What the first process finds; the others are told, so that all mean the same."""
-        circle = self.parallel.circle
-        found = self._find() if circle.rank == 0 else None
-        self.parallel.begin("opening the checkpoint")
-        path = circle.first(str(found.path) if found else None)
-        return found if circle.rank == 0 or path is None else Checkpoint(Path(path))
-
     def _find(self) -> Checkpoint | None:
+        """What the run continues from, on all processes the same."""
         config, directory = self.config, self.config.run_dir
         if directory.exists() and not directory.is_dir():
             raise ConfigError.at("run_dir", f"must be a directory, but `{directory}` is a file")
+        self.parallel.begin("opening the checkpoint")
         found = self.store.latest()
         if found is None and config.resume == "must":
             raise CheckpointError(
@@ -132,7 +126,7 @@ class Session:
                 f"`{directory}` holds a run at step {found.step}; choose another run_dir, or let "
                 "resume=auto continue it"
             )
-        if found is not None and not config.dry_run:
+        if found is not None and not config.dry_run and self.parallel.is_main:
             self._compare(load_yaml(found.file("config.yaml")))
         return found
 
@@ -331,7 +325,7 @@ class Session:
             newest = find_latest(self.store.directory, verify=False)
             is_other = (newest and newest.path) != (self.found and self.found.path)
         if circle.first(is_other):
-            self.found = self._find_together()
+            self.found = self._find()
 
     def _check_fingerprints(self, found: Checkpoint, job: Job) -> None:
         for name, value in found.manifest.fingerprints.items():
