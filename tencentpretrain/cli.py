@@ -56,23 +56,47 @@ def main(command: str | Command, argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[command] if isinstance(command, str) else command
     words = list(sys.argv[1:] if argv is None else argv)
     set_up_logging()
-    try:
-        with _sigterm_unwinds():
+    with _sigterm_unwinds():
+        try:
             return _main(command, words)
-    except ConfigError as error:
-        report(error, command)
-        return REFUSED
-    except UserError as error:
-        _say(f"error: {error}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return INTERRUPTED
-    except OSError as error:
-        if error.errno not in SURROUNDINGS:
-            raise
-        _say(f"error: {error.strerror}" + (f": {error.filename}" if error.filename else ""))
-        return FAILED
+        except BaseException as error:
+            said = sentences(error, command)
+            code = _ended_together(command, error, said)
+            if code is not None:
+                return code
+            if said is None:
+                raise
+            for line in said[1]:
+                print(line, file=sys.stderr, flush=True)
+            return said[0]
+
+
+Sentences = tuple[int, list[str]]
+"""An exit code, and what the user is told."""
+
+
+def sentences(error: BaseException, command: Command) -> Sentences | None:
+    """What a user needs to know of `error`; None for a defect, which needs its traceback."""
+    if isinstance(error, ConfigError):
+        lines = [f"error: {problem}" for problem in error.problems]
+        hint = f"Nothing was started. Every key is explained by: {command.script} --help"
+        return REFUSED, [*lines, hint]
+    if isinstance(error, UserError):
+        return error.exit_code, [f"error: {error}"]
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, ["interrupted"]
+    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+        return FAILED, [f"error: {error.strerror}" + (f": {error.filename}" * bool(error.filename))]
+    return None
+
+
+def _ended_together(command: Command, error: BaseException, said: Sentences | None) -> int | None:
+    """Exit code of all processes of a run, which have told of `error`; None where there is one."""
+    if not command.is_shared or os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+        return None
+    from tencentpretrain.distributed.board import end_together  # torch takes two seconds
+
+    return end_together(error, *(said or (FAILED, [])))
 
 
 def _main(command: Command, words: list[str]) -> int:
@@ -120,19 +144,6 @@ def _flag_hint(word: str) -> str:
         return f"did you mean `{close[0]}`?"
     key = word.lstrip("-") if "=" in word else f"{word.lstrip('-')}=..."
     return f"keys have no dashes: `{key}`"
-
-
-def report(error: ConfigError, command: Command) -> None:
-    """Print every mistake on a line; where several processes meet the same ones, the first does."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    for problem in error.problems:
-        _say(f"error: {problem}")
-    _say(f"Nothing was started. Every key is explained by: {command.script} --help")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _show(text: str) -> int:

@@ -23,6 +23,7 @@ class Command:
         examples: What a user may type after the script.
         result: The key of the directory that a run writes, which a sweep makes different for each
             job; None where sweeping makes no sense.
+        is_shared: Whether several processes may run it together.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Command:
     run: str
     examples: tuple[str, ...]
     result: str | None = None
+    is_shared: bool = False
 
     def config_class(self) -> type[Config]:
         cls: type[Config] = _load(self.config)
@@ -86,6 +88,7 @@ _ALL = (
             "trainer.steps=1000",
         ),
         result="run_dir",
+        is_shared=True,
     ),
     Command(
         name="finetune",
@@ -100,6 +103,7 @@ _ALL = (
             "data.dev=dev.tsv run_dir=runs/sweep",
         ),
         result="run_dir",
+        is_shared=True,
     ),
     Command(
         name="predict",

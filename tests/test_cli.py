@@ -184,13 +184,6 @@ def test_bad_plugins(word: str, message: str, capsys: pytest.CaptureFixture[str]
     assert err.startswith(f"error: plugins: {message}")
 
 
-def test_only_the_first_process_of_many_reports(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    assert call(["foo"], capsys) == (2, "", "")
-
-
 def test_an_error_before_the_start_is_a_refusal() -> None:
     def fail(error: UserError) -> None:
         with before_start():

@@ -46,11 +46,13 @@ class BlockOptions:
         recompute: What is computed again in the backward pass.
         every: One of so many blocks does, the first among them.
         compiles: Whether each block is compiled.
+        dtype: In which their matrices are multiplied.
     """
 
     recompute: RecomputeName = "none"
     every: int = 1
     compiles: bool = False
+    dtype: torch.dtype = torch.float32
 
     def apply(self, model: Model) -> None:
         """Change the blocks of `model` in place; names of parameters stay."""

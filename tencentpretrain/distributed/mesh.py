@@ -21,10 +21,11 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from tencentpretrain.config import ComponentConfig, ConfigError, PositiveFloat, PositiveInt
 from tencentpretrain.distributed.blocks import BlockOptions
+from tencentpretrain.distributed.board import join, leave
 from tencentpretrain.distributed.clip import clip_gradients
 from tencentpretrain.distributed.layout import cut_axes, is_shared, put
 from tencentpretrain.distributed.parallel import PARALLELS, Parallel
-from tencentpretrain.distributed.processes import Circle, Place, join, leave
+from tencentpretrain.distributed.processes import Circle, Place
 
 if TYPE_CHECKING:
     from tencentpretrain.model import Model
@@ -48,8 +49,9 @@ class MeshConfig(ComponentConfig):
     again in the backward pass (ZeRO-3): less memory, half as much communication again."""
     offload: bool = False
     """Whether parameters and the optimiser's state stay in the memory of the host."""
-    gather: Literal["fp32", "bf16"] = "fp32"
-    """Type in which the parameters of others are gathered; gradients are always added in fp32."""
+    gather: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type in which matrices of blocks are gathered: auto is that in which they are multiplied.
+    Norms, tables and heads are gathered, and gradients added, in fp32."""
 
 
 def sizes_of(config: MeshConfig, place: Place) -> tuple[int, ...]:
@@ -85,6 +87,7 @@ class Mesh(Parallel):
     def __init__(self, config: MeshConfig) -> None:
         self.config = config
         place = Place.find()
+        sizes = sizes_of(config, place)
         uses_gpu = config.device == "cuda"
         uses_gpu |= config.device == "auto" and torch.cuda.device_count() > place.local
         if config.offload and not uses_gpu:
@@ -93,10 +96,8 @@ class Mesh(Parallel):
         self._device = torch.device("cuda", place.local) if uses_gpu else torch.device("cpu")
         if uses_gpu:
             torch.cuda.set_device(self._device)
-        join(place, self._device, config.timeout)
-        self.mesh = init_device_mesh(
-            self._device.type, sizes_of(config, place), mesh_dim_names=AXES
-        )
+        self._board = join(place, self._device, config.timeout)
+        self.mesh = init_device_mesh(self._device.type, sizes, mesh_dim_names=AXES)
         data = self.mesh["dp_replicate", "dp_shard"]
         flat = data._flatten("dp")
         self._group = flat.get_group()
@@ -110,6 +111,8 @@ class Mesh(Parallel):
         self.circle = Circle(self._host_group() if place.world > 1 else None)
         self._stopping = self._host_group() if place.world > 1 else None
         self._asked: tuple[dist.Work, Tensor] | None = None
+        # Whoever is refused later must not leave while others still make groups with it.
+        self.begin("opening the run")
 
     def _host_group(self) -> dist.ProcessGroup:
         limit = timedelta(seconds=self.config.timeout)
@@ -130,6 +133,11 @@ class Mesh(Parallel):
         # It imports much of torch, for which one process need not wait.
         from tencentpretrain.distributed.parallelize import parallelize
 
+        if self.config.gather == "bf16" and blocks.dtype != torch.bfloat16:
+            raise ConfigError.at(
+                "parallel.gather",
+                "is bf16, but this run multiplies in fp32 (trainer.precision); leave it out",
+            )
         parallelize(model, self.mesh, self.config, blocks)
 
     def fill(self, module: nn.Module, function: Callable[[], None]) -> None:
@@ -153,6 +161,8 @@ class Mesh(Parallel):
             return tensors
         dtype = torch.float64 if self._device.type == "cpu" else torch.float32
         dtype = torch.promote_types(dtype, next(iter(tensors.values())).dtype)
+        if not any(tensor.is_floating_point() for tensor in tensors.values()):
+            dtype = torch.int64  # counts are added exactly
         joined = torch.stack([tensor.to(dtype) for tensor in tensors.values()])
         dist.all_reduce(joined, group=self._group)
         return {
@@ -173,12 +183,13 @@ class Mesh(Parallel):
         return norm, torch.isfinite(norm) & (problems == 0)
 
     def _average(self, gradients: list[Tensor]) -> None:
-        """Average `gradients` of single numbers over the ranks of data, as FSDP does all others."""
+        """Average `gradients` of what is whole over the ranks of data, as FSDP does all others."""
         if self.world == 1 or not gradients:
             return
-        joined = torch.stack(gradients) / self.world
+        joined = torch.cat([gradient.flatten() for gradient in gradients]) / self.world
         dist.all_reduce(joined, group=self._group)
-        torch._foreach_copy_(gradients, list(joined.unbind()))
+        parts = joined.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_([gradient.view(-1) for gradient in gradients], list(parts))
 
     def is_keeper(self, tensor: Tensor) -> bool:
         cutting: set[str] = set()
@@ -201,11 +212,16 @@ class Mesh(Parallel):
         self._asked = work, wish
         return heard
 
+    def begin(self, phase: str, is_training: bool = False) -> None:
+        if self._board is not None:
+            self._board.begin(phase, is_training)
+
     def close(self) -> None:
         if self._asked is not None:
             self._asked[0].wait()
             self._asked = None
-        self.circle.gather(None)
+        if self._board is not None:
+            self._board.finish()
         leave()
 
 

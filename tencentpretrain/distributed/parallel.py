@@ -50,6 +50,17 @@ class Parallel(ABC):
     def device(self) -> torch.device:
         """Device of this process."""
 
+    def begin(self, phase: str, is_training: bool = False) -> None:  # noqa: B027  # none waits
+        """Go on to `phase` when all processes are through with what was before.
+
+        Args:
+            phase: What comes next, for messages.
+            is_training: Whether it ends the time in which errors are told by the first process.
+
+        Raises:
+            RemoteError: if another process has failed.
+        """
+
     @abstractmethod
     def misfits(self, model: Model) -> list[str]:
         """What of `model` these processes cannot share, and what to do about it."""

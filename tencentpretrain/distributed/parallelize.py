@@ -24,6 +24,7 @@ from torch.distributed.fsdp import (
 from torch.utils._pytree import register_dataclass
 
 from tencentpretrain.distributed.blocks import BlockOptions, own_blocks
+from tencentpretrain.distributed.layout import is_shared
 from tencentpretrain.distributed.tensor_parallel import cut_tensors
 from tencentpretrain.types import Hidden, Layout, ModelOutput, Ratio, TargetOutput
 
@@ -45,25 +46,47 @@ def parallelize(model: Model, mesh: DeviceMesh, config: MeshConfig, blocks: Bloc
         cut_tensors(model, mesh["tp"])
     blocks.apply(model)
     data = mesh["dp_replicate", "dp_shard"]
-    gathered = torch.bfloat16 if config.gather == "bf16" else torch.float32
     options: dict[str, Any] = {
         "mesh": data,
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=None if gathered == torch.float32 else gathered,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=False,
-        ),
         "offload_policy": CPUOffloadPolicy() if config.offload else OffloadPolicy(),
-        # A single number cannot be cut: it stays whole, and `Mesh.clip` adds its gradients.
-        "ignored_params": {p for p in model.parameters() if not p.dim()},
     }
+    is_low = blocks.dtype == torch.bfloat16 and config.gather != "fp32"
     # What a target asks of a block outside its forward pass, the block must have at hand.
     for block in [] if model.target.want.projections else own_blocks(model):
-        fully_shard(block, reshard_after_forward=config.reshard, **options)
+        fully_shard(
+            block,
+            reshard_after_forward=config.reshard,
+            mp_policy=policy(torch.bfloat16 if is_low else None),
+            ignored_params=whole_parameters(block, 1 if is_low else 0),
+            **options,
+        )
     # What is left stays gathered: heads and tables are read where the model is not called itself.
-    fully_shard(model, reshard_after_forward=False, **options)
+    fully_shard(
+        model,
+        reshard_after_forward=False,
+        mp_policy=policy(None),
+        ignored_params=whole_parameters(model, 0),
+        **options,
+    )
     gather_in(model, ("forward", "encode", "read", "decode"))
     model.register_forward_hook(give_back)
+
+
+def policy(gathered: torch.dtype | None) -> MixedPrecisionPolicy:
+    """Parameters are gathered in this type, or in their own; gradients are added in fp32."""
+    return MixedPrecisionPolicy(
+        param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+
+
+def whole_parameters(module: nn.Module, dims: int) -> set[nn.Parameter]:
+    """Parameters with at most so many `dims` that every process keeps, in fp32.
+
+    A single number cannot be cut. Where matrices are gathered in bf16, vectors beside them, such as
+    the gains of norms, would lose digits that autocast leaves them. `Mesh.clip` averages their
+    gradients.
+    """
+    return {p for p in module.parameters() if p.dim() <= dims and not is_shared(p)}
 
 
 def give_back(model: nn.Module, *_: object) -> None:

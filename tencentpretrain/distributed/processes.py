@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and small things that they tell each other.
+"""The processes of a run: which they are, and small things that they tell each other.
 
 `torchrun` starts them and says in their environment how many there are. What they tell each other
 goes as bytes of JSON in tensors, never as pickles.
@@ -7,12 +7,9 @@ goes as bytes of JSON in tensors, never as pickles.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 import torch
@@ -20,8 +17,6 @@ import torch.distributed as dist
 
 from tencentpretrain.config import ConfigError
 from tencentpretrain.errors import UserError
-
-log = logging.getLogger("tencentpretrain")
 
 VARIABLES: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH: Final = "torchrun --nproc-per-node N pretrain.py ... parallel=ddp"
@@ -80,43 +75,6 @@ class Place:
         return cls(rank, world, numbers["LOCAL_RANK"])
 
 
-def join(place: Place, device: torch.device, timeout: float) -> None:
-    """Make the process group; a lone process makes one of its own, without a port.
-
-    Args:
-        place: Which process this is.
-        device: Of its model, which decides how tensors travel.
-        timeout: Seconds after which a process that does not answer is given up.
-
-    Raises:
-        UserError: if the others cannot be reached.
-    """
-    if dist.is_initialized():
-        return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    limit = timedelta(seconds=timeout)
-    alone: dict[str, Any] = {}
-    if place.world == 1 and not os.environ.get("RANK"):
-        store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not list it
-        alone = {"store": store, "rank": 0, "world_size": 1}
-    try:
-        dist.init_process_group(backend, timeout=limit, **alone)
-    except (RuntimeError, ValueError) as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(
-            f"rank {place.rank} of {place.world} cannot join the others at {address} within "
-            f"{timeout:g} s: {first_line(error)}; check that all were started, that the address "
-            "can be reached, and that its port is free (torchrun --master-port)"
-        ) from error
-
-
-def leave() -> None:
-    """Leave the process group, where there is one."""
-    if dist.is_initialized():
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
-
-
 class Circle:
     """What a few processes tell each other on the host, over a group of their own.
 
@@ -164,6 +122,10 @@ class Circle:
         failed = [f"rank {rank}: {what}" for rank, what in enumerate(said) if what is not None]
         if failed:
             raise RemoteError(f"{doing} failed on {'; '.join(failed)}")
+
+
+ALONE: Final = Circle(None)
+"""This process alone."""
 
 
 def is_loss(error: RuntimeError) -> bool:

@@ -5,7 +5,7 @@ Shapes: K codes, C width of a code, N vectors.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ class Codebook(nn.Module):
         is_normalised: Whether codes and what they replace are brought to length 1.
     """
 
+    counters: ClassVar = ("usage",)
+    """Buffers in which each rank of data counts for itself."""
     usage: Tensor
 
     def __init__(self, codes: int, size: int, *, is_normalised: bool = False) -> None:

@@ -68,6 +68,7 @@ def accompany(job: Job, config: RunConfig, parallel: Parallel, steps: int) -> Jo
         annotators=[*annotators],
         fingerprints=job.fingerprints | fingerprints,
     )
+    parallel.begin("rehearsing an example")  # in which parameters may be gathered
     rehearse(job, parallel.device)
     return job
 

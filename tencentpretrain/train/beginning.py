@@ -13,8 +13,10 @@ from tencentpretrain.model import Model, fill_model
 from tencentpretrain.model_config import ModelConfig
 from tencentpretrain.targets.companion import HELPERS
 from tencentpretrain.train.base import Base, base_of, open_base, plain_tensors
+from tencentpretrain.train.counts import keep_counts_once
 from tencentpretrain.train.layers import choose_layers
 from tencentpretrain.train.load import load_weights
+from tencentpretrain.train.precision import resolve_precision
 from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.saved_checkpoint import Checkpoint, open_checkpoint
 from tencentpretrain.wrappers.base import Wrapper, apply_wrappers
@@ -63,19 +65,26 @@ class Beginning:
         """
         config, parallel = self.config, self.parallel
         trainer = config.trainer
-        blocks = BlockOptions(trainer.recompute, trainer.recompute_every, trainer.compile)
+        blocks = BlockOptions(
+            trainer.recompute,
+            trainer.recompute_every,
+            trainer.compile,
+            resolve_precision(trainer.precision, parallel.device),
+        )
         is_cut_first = parallel.is_sharded and not config.wrappers
         self._check_fit(model)
         if is_cut_first:
             parallel.shape(model, blocks)
         fill_model(model, made_of, parallel.device, config.seed, parallel.fill)
         if config.init != "none" and self.found is None:
+            parallel.begin("loading weights")
             self._load_init(model, tokenizer, allow, target_tokenizer)
         self._given()  # a base that is gone is better found now than after the start
         self.wrappers = apply_wrappers(config.wrappers, model, config.seed)
         if not is_cut_first:
             self._check_fit(model)
             parallel.shape(model, blocks)
+        parallel.begin("preparing examples and targets")
 
     def _check_fit(self, model: Model) -> None:
         problems = self.parallel.misfits(model)
@@ -111,6 +120,7 @@ class Beginning:
             allow_unexpected=[*allow, HELPERS, *self.config.allow_unexpected],
             allow_mismatched=self.config.allow_mismatched,
         )
+        keep_counts_once(model, self.parallel)
         # What lies under other names there cannot be referred to.
         self._loaded = None if layers else (source, frozenset(report.matched))
         log.info(f"init from {source.path}: {report}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import torch
 from torch import Tensor
 
-from tencentpretrain.distributed.processes import Circle
+from tencentpretrain.distributed.processes import ALONE
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.train.checkpoint_files import (
     Source,
@@ -98,7 +98,7 @@ class CheckpointStore:
         self.keep_best = keep_best
         self.keep_every = keep_every
         self.mode: Mode = mode
-        self.circle = Circle(None) if parallel is None else parallel.circle
+        self.circle = ALONE if parallel is None else parallel.circle
         self.parallel = parallel
         self._damaged: set[Path] = set()
         self._remover = Remover()
@@ -197,6 +197,8 @@ class CheckpointStore:
     def latest(self, verify: bool = True) -> Checkpoint | None:
         """The newest whole checkpoint; damaged newer ones are skipped with a warning.
 
+        All processes call it: the first one chooses, and each verifies a share.
+
         Args:
             verify: whether to read all bytes; otherwise only sizes are compared.
 
@@ -206,7 +208,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: if all checkpoints are damaged: starting anew must be the user's wish.
         """
-        found = find_latest(self.directory, verify)
+        found = find_latest(self.directory, verify, self.circle)
         if found is not None and verify:
             newer = step_directories(self.directory)
             self._damaged.update(newer[: newer.index(found.path)])

@@ -24,6 +24,7 @@ from tencentpretrain.config import (
 )
 from tencentpretrain.data.buckets import SimilarLengths
 from tencentpretrain.data.loader import Order, ShuffledEpochs
+from tencentpretrain.distributed.parallel import PARALLELS, Parallel
 from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.model import ModelConfig, build_model
 from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskExamples
@@ -135,7 +136,7 @@ class Plan:
 def run_finetune(config: FinetuneConfig) -> int:
     """Fine-tune as `config` says; returns the exit code."""
     with before_start():
-        plan = prepare(config)
+        plan = prepare(config, PARALLELS.build(config.parallel))
     if config.dry_run:
         code = dry_run(plan.session, plan.job)
     else:
@@ -146,13 +147,14 @@ def run_finetune(config: FinetuneConfig) -> int:
     return code
 
 
-def prepare(config: FinetuneConfig) -> Plan:
+def prepare(config: FinetuneConfig, parallel: Parallel) -> Plan:
     """Read, check and build everything that a run needs; nothing is written.
 
     Raises:
         UserError: for data or a checkpoint that cannot be used.
         ConfigError: for a config that does not fit them.
     """
+    parallel.begin("opening the data")
     source = find_source(config.init, config.run_dir, config.tokenizer)
     task = TASKS.build(config.task)
     task.inherit(source.learned)
@@ -165,9 +167,10 @@ def prepare(config: FinetuneConfig) -> Plan:
     train, dev = (task.examples(part, inputs, True) for part in (train_rows, dev_rows))
     train.vary(config.seed)
     test = None if test_rows is None else task.examples(test_rows, inputs, True)
-    session = Session(resolve(config, model_config, len(train)))
+    session = Session(resolve(config, model_config, len(train)), parallel)
+    parallel.begin("building the model")
     log.info(f"{task.name}: {len(train):,} examples to train on, {len(dev):,} to choose by")
-    tokenizer, device = source.tokenizer, session.parallel.device
+    tokenizer, device = source.tokenizer, parallel.device
     vocabulary = 0 if tokenizer is None else tokenizer.vocab_size
     model = build_model(model_config, vocabulary, "meta")
     fingerprint = None if tokenizer is None else tokenizer.fingerprint

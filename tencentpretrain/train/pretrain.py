@@ -10,6 +10,7 @@ from tencentpretrain.data.buckets import SimilarLengths
 from tencentpretrain.data.loader import Order, ShuffledEpochs
 from tencentpretrain.data.mixing import Mixture
 from tencentpretrain.data.objectives.base import Objective
+from tencentpretrain.distributed.parallel import PARALLELS
 from tencentpretrain.errors import before_start
 from tencentpretrain.model import ModelConfig, build_model
 from tencentpretrain.train.dry_run import dry_run
@@ -54,10 +55,13 @@ def run_pretrain(config: PretrainConfig) -> int:
     """Pre-train as `config` says; returns the exit code."""
     assert config.model.objective is not None
     with before_start():
-        session = Session(config)
+        parallel = PARALLELS.build(config.parallel)
+        session = Session(config, parallel)
+        parallel.begin("opening the data")
         sources = Sources(config.data, config.model.objective, config.seed)
         shards = sources.shards
         target = sources.target_tokenizer
+        parallel.begin("building the model")
         check_classes(config.model, sources.labels)
         model = build_model(
             config.model,
@@ -85,7 +89,7 @@ def run_pretrain(config: PretrainConfig) -> int:
         )
         job = session.accompany(job)
     code = dry_run(session, job) if config.dry_run else session.run(job)
-    session.parallel.close()
+    parallel.close()
     return code
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.config import nearest
+from tencentpretrain.distributed.processes import ALONE, Circle
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.train.manifest import (
     MANIFEST,
@@ -85,13 +86,19 @@ class Checkpoint:
         names = (path.relative_to(self.path).as_posix() for path in files)
         return sorted(set(names) - {MANIFEST, *self.manifest.files})
 
-    def verify(self) -> None:
-        """Read all bytes and compare them with their checksums.
+    def verify(self, circle: Circle = ALONE) -> None:
+        """Read all bytes, each process of `circle` a share, and compare them with their checksums.
 
         Raises:
             CheckpointError: with every damaged file and what is wrong with it.
         """
-        self._verify(self.manifest.files)
+        sizes = {name: record.bytes for name, record in self.manifest.files.items()}
+        largest_first = sorted(sizes, key=lambda name: (-sizes[name], name))
+        self._verify(largest_first[circle.rank :: circle.world])
+
+    def trust(self) -> None:
+        """Take all files for verified: other processes have read what this one has not."""
+        self._verified = set(self.manifest.files)
 
     def state(self) -> dict[str, Any]:
         """The plain values that were saved as `state`."""
@@ -157,16 +164,30 @@ class Checkpoint:
             raise CheckpointError("; ".join(found))
 
 
-def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
+def read_checkpoint(path: Path, verify: bool = True, circle: Circle = ALONE) -> Checkpoint:
     """The checkpoint in `path`; with `verify` all its bytes are compared with their checksums.
 
+    Args:
+        path: its directory.
+        verify: whether to read all bytes.
+        circle: processes that read it together, each a share of the bytes.
+
     Raises:
-        CheckpointError: if it is damaged, with every problem that was found.
+        CheckpointError: if it is damaged, with every problem that any of them found.
     """
-    checkpoint = Checkpoint(path)
+    problem: str | None = None
+    try:
+        checkpoint = Checkpoint(path)
+        if verify:
+            checkpoint.verify(circle)
+    except CheckpointError as error:
+        problem = str(error)
+    problems = dict.fromkeys(said for said in circle.gather(problem) if said)
+    if problems:
+        raise CheckpointError("; ".join(problems))
     if verify:
-        checkpoint.verify()
-    if checkpoint.unexpected:
+        checkpoint.trust()
+    if checkpoint.unexpected and circle.rank == 0:
         names = ", ".join(checkpoint.unexpected[:10])
         log.warning(
             "checkpoint `%s` holds files that are not its own, left unread: %s", path, names
@@ -174,19 +195,26 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     return checkpoint
 
 
-def find_latest(directory: Path, verify: bool = True) -> Checkpoint | None:
+def find_latest(directory: Path, verify: bool = True, circle: Circle = ALONE) -> Checkpoint | None:
     """The newest whole checkpoint in `directory`; None where there has never been one.
+
+    Args:
+        directory: where the checkpoints are.
+        verify: whether to read all bytes of it.
+        circle: processes that all look for it: the first one chooses, and each reads a share.
 
     Raises:
         CheckpointError: if there are checkpoints, but all of them are damaged.
     """
     problems: list[str] = []
-    for path in step_directories(directory):
+    for name in circle.first([path.name for path in step_directories(directory)]):
+        path = directory / name
         try:
-            return read_checkpoint(path, verify)
+            return read_checkpoint(path, verify, circle)
         except CheckpointError as error:
-            log.warning("checkpoint `%s` is skipped: %s", path, error)
-            problems.append(f"{path.name}: {error}")
+            if circle.rank == 0:
+                log.warning("checkpoint `%s` is skipped: %s", path, error)
+            problems.append(f"{name}: {error}")
     if problems:
         raise CheckpointError(
             f"all {len(problems)} checkpoints in `{directory}` are unusable: {' / '.join(problems)}"

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tencentpretrain.config import ConfigError, Problem, decode
 from tencentpretrain.data.loader import Examples, Loader, Order, require_equal_shares
-from tencentpretrain.distributed.parallel import PARALLELS, Parallel
+from tencentpretrain.distributed.parallel import Parallel
 from tencentpretrain.distributed.processes import first_line, is_loss
-from tencentpretrain.errors import CheckpointError, TrainingError, UserError, before_start
+from tencentpretrain.errors import CheckpointError, TrainingError, before_start
 from tencentpretrain.model import Model, parameter_count
 from tencentpretrain.model_config import ModelConfig
 from tencentpretrain.tokenizers.base import Tokenizer
@@ -86,17 +86,17 @@ class Session:
 
     Args:
         config: The run.
+        parallel: The processes that share it.
 
     Raises:
         UserError: if the directory is not what `config.resume` says, or belongs to another run.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.parallel: Parallel = PARALLELS.build(config.parallel)
+    def __init__(self, config: RunConfig, parallel: Parallel) -> None:
+        self.config, self.parallel = config, parallel
         require_equal_shares(config.trainer.batch_size, self.parallel.world)
         self.store = self._open_store(config.run_dir)
-        self.found = self._find_together()
+        self.found = self._find()
         self.beginning = Beginning(config, self.parallel, self.found)
 
     def _open_store(self, run_dir: Path) -> CheckpointStore:
@@ -109,24 +109,12 @@ class Session:
             parallel=self.parallel,
         )
 
-    def _find_together(self) -> Checkpoint | None:
-        """What the first process finds; the others are told, so that all mean the same."""
-        circle = self.parallel.circle
-        error: Exception | None = None
-        found: Checkpoint | None = None
-        if circle.rank == 0:
-            try:
-                found = self._find()
-            except (UserError, ConfigError) as refused:
-                error = refused
-        circle.agree(error, "opening the run directory")
-        path = circle.first(str(found.path) if found else None)
-        return found if circle.rank == 0 or path is None else Checkpoint(Path(path))
-
     def _find(self) -> Checkpoint | None:
+        """What the run continues from, on all processes the same."""
         config, directory = self.config, self.config.run_dir
         if directory.exists() and not directory.is_dir():
             raise ConfigError.at("run_dir", f"must be a directory, but `{directory}` is a file")
+        self.parallel.begin("opening the checkpoint")
         found = self.store.latest()
         if found is None and config.resume == "must":
             raise CheckpointError(
@@ -138,7 +126,7 @@ class Session:
                 f"`{directory}` holds a run at step {found.step}; choose another run_dir, or let "
                 "resume=auto continue it"
             )
-        if found is not None and not config.dry_run:
+        if found is not None and not config.dry_run and self.parallel.is_main:
             self._compare(load_yaml(found.file("config.yaml")))
         return found
 
@@ -309,20 +297,14 @@ class Session:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Let the first process hold the lock of the run directory; all fail where it is held."""
-        circle = self.parallel.circle
-        error: Exception | None = None
-        with ExitStack() as stack:
-            if circle.rank == 0:
-                try:
-                    stack.enter_context(RunLock(self.config.run_dir))
-                except (UserError, ConfigError) as refused:
-                    error = refused
-            circle.agree(error, "locking the run directory")
+        with RunLock(self.config.run_dir) if self.parallel.is_main else nullcontext():
+            self.parallel.begin("preparing to train")
             yield
 
     @contextmanager
     def _named_losses(self, trainer: Trainer) -> Iterator[None]:
         """Say which process lost the others, and where: torch's own message tells neither."""
+        self.parallel.begin("training", is_training=True)
         try:
             yield
         except RuntimeError as error:
@@ -334,6 +316,7 @@ class Session:
                 f"step {trainer.step}: {first_line(error)}; see the messages of the other ranks. "
                 "The same command continues from the last checkpoint"
             ) from error
+        self.parallel.begin("ending")
 
     def _look_again(self) -> None:
         """Another process may have trained between our first look and our lock."""
@@ -342,7 +325,7 @@ class Session:
             newest = find_latest(self.store.directory, verify=False)
             is_other = (newest and newest.path) != (self.found and self.found.path)
         if circle.first(is_other):
-            self.found = self._find_together()
+            self.found = self._find()
 
     def _check_fingerprints(self, found: Checkpoint, job: Job) -> None:
         for name, value in found.manifest.fingerprints.items():

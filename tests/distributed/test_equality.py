@@ -15,7 +15,8 @@ from tests.helpers.records import record_shards, some_pairs
 
 pytestmark = pytest.mark.distributed
 
-STEADY = {
+STEADY: dict[str, Any] = {
+    "trainer.precision": "fp32",
     "model.embedding.dropout": 0,
     "model.encoder.dropout": 0,
     "model.encoder.layers": 2,
@@ -186,6 +187,7 @@ def test_a_task_is_learned_by_many_processes(
         "data.dev": table,
         "data.test": table,
         "trainer.batch_size": 4,
+        "trainer.precision": "fp32",
         "trainer.steps": 4,
         "trainer.eval_every": 2,
         "trainer.log_every": 1,
@@ -220,3 +222,21 @@ def test_a_dry_run_rehearses_with_all_processes(shards: Path, tmp_path: Path) ->
     assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
     assert "dry run passed" in messages(tmp_path / "log")["0"]
     assert not (tmp_path / "run").exists()
+
+
+LOW = {**STEADY, "trainer.steps": 5, "trainer.precision": "bf16"}
+
+
+@pytest.mark.parametrize("words", [("ddp",), ("fsdp", "trainer.recompute=full"), ("fsdp_tp",)])
+def test_gathering_in_bf16_changes_nothing_where_products_are_bf16(
+    words: tuple[str, ...], shards: Path, tmp_path: Path
+) -> None:
+    world = 4 if words[0] == "fsdp_tp" else 2
+    for gather in ("fp32", "auto"):
+        keys = {**LOW, **MODELS["gpt2"], "parallel.gather": gather}
+        given = [*words_of(shards, tmp_path / gather, **keys), f"parallel={words[0]}", *words[1:]]
+        given += ["parallel.tensor=2"] * (world == 4)
+        codes = launch(tmp_path / "log", world, given)
+        assert codes == [0] * world, messages(tmp_path / "log")
+    # Biases that are cut by tensors are gathered in bf16 with their matrices.
+    assert difference(tmp_path / "fp32", tmp_path / "auto") < (1e-4 if world == 4 else 2e-6)

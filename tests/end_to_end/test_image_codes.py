@@ -17,11 +17,13 @@ from tests.helpers.image_runs import (
     CELLS,
     CODES,
     SIZE,
+    codec_words,
     preprocess_pictures,
     train_beit,
     train_codec,
     train_dalle,
 )
+from tests.helpers.launch import launch, messages
 from tests.helpers.pretraining import metrics
 
 CPU = "device=cpu"
@@ -57,6 +59,23 @@ def test_an_autoencoder_in_parts_is_the_same_bit_for_bit(folder: Path, tmp_path:
     # Codes started again at step 2, and are counted since.
     usage = weights(parts)["target.reconstruct.codebook.usage"]
     assert int(usage.sum()) == 2 * 4 * CELLS
+
+
+@pytest.mark.distributed
+def test_codes_are_counted_over_all_processes(folder: Path, tmp_path: Path) -> None:
+    def train(run_dir: Path, **keys: Any) -> None:
+        keys |= {"init": folder / "other", "trainer.steps": 8, "callbacks.restart_codes.every": 4}
+        words = codec_words(folder / "shards", run_dir, parallel="ddp", **keys)
+        assert launch(tmp_path / "log", 2, words) == [0, 0], messages(tmp_path / "log")
+
+    train(tmp_path / "parts", **{"trainer.stop_after": 2})
+    counted = weights(folder / "other")["target.reconstruct.codebook.usage"].sum()
+    usage = weights(tmp_path / "parts")["target.reconstruct.codebook.usage"]
+    assert int(usage.sum()) == counted + 2 * 4 * CELLS
+    train(tmp_path / "parts")
+    # Codes started again at step 4, and are counted since.
+    usage = weights(tmp_path / "parts")["target.reconstruct.codebook.usage"]
+    assert int(usage.sum()) == 4 * 4 * CELLS
 
 
 def test_micro_batches_change_nothing(folder: Path, tmp_path: Path) -> None:

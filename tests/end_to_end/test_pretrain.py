@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tencentpretrain.config import ConfigError, decode
+from tencentpretrain.distributed.parallel import PARALLELS
 from tencentpretrain.train.checkpoint import open_checkpoint
 from tencentpretrain.train.pretrain import PretrainConfig
 from tencentpretrain.train.session import Session
@@ -251,7 +252,8 @@ def test_a_run_of_before_a_key_was_added_is_still_the_same_run(
 ) -> None:
     pretrain(shards, tmp_path / "run")
     saved = load_yaml(tmp_path / "run" / "config.yaml")
-    session = Session(decode(PretrainConfig, saved))
+    config = decode(PretrainConfig, saved)
+    session = Session(config, PARALLELS.build(config.parallel))
     for key in ("alibi", "window", "norm_eps"):
         del saved["model"]["encoder"][key]
     session._compare(saved)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tencentpretrain.distributed.mesh import Mesh
 from tencentpretrain.model import Model
-from tencentpretrain.train import checkpoint_files
+from tencentpretrain.train import checkpoint_files, session
 from tencentpretrain.train.run_lock import RunLock
 from tencentpretrain.train.saved_checkpoint import find_latest
 from tencentpretrain.types import Batch, Ratio, TargetOutput
@@ -24,7 +26,7 @@ from tests.helpers.pretraining import metrics, pretrain, words_of, write_shards
 pytestmark = pytest.mark.distributed
 
 VICTIM = 1
-KEYS = {"model.encoder.layers": 1, "trainer.steps": 6, "checkpoint.every": 2}
+KEYS = {"trainer.steps": 6, "checkpoint.every": 2, "trainer.precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +216,7 @@ def test_half_an_environment_is_refused(shards: Path, tmp_path: Path) -> None:
         (["parallel=tp", "model.encoder.heads=1"], "encoder.heads=1 must be a multiple"),
         (["parallel=tp", "wrappers=lora"], "cannot be combined with tensor parallelism"),
         (["parallel=fsdp", "optim=adafactor"], "optim.name=adafactor"),
+        (["parallel=fsdp", "parallel.gather=bf16"], "parallel.gather: is bf16, but this run"),
         (["parallel=fsdp", "parallel.offload=true"], "parallel.offload: is for GPUs"),
     ],
 )
@@ -226,13 +229,38 @@ def test_what_cannot_be_shared_is_refused_before_the_start(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("size", [1, 3])
+def slow(slowest: int, ready: Path) -> Callable[[int], None]:
+    """Let one rank be the last to have its groups; the others must not be refused before it."""
+    make, check = Mesh._host_group, session.require_equal_shares
+    made = []
+
+    def make_slowly(mesh: Mesh) -> Any:
+        made.append(make(mesh))
+        if len(made) == 2:
+            time.sleep(0.3)
+            ready.touch()
+        return made[-1]
+
+    def look(*numbers: int) -> None:
+        assert ready.exists(), "refused while another process still makes groups"
+        check(*numbers)
+
+    def before(rank: int) -> None:
+        if rank == slowest:
+            Mesh._host_group = make_slowly  # type: ignore[method-assign]
+        session.require_equal_shares = look  # type: ignore[attr-defined]
+
+    return before
+
+
+@pytest.mark.parametrize(("size", "slowest"), [(1, 0), (3, 1)])
 def test_a_batch_that_processes_cannot_share_is_refused(
-    size: int, shards: Path, tmp_path: Path
+    size: int, slowest: int, shards: Path, tmp_path: Path
 ) -> None:
+    """On all processes alike, whichever of them is the last to join."""
     keys = {**KEYS, "trainer.batch_size": size}
     words = [*words_of(shards, tmp_path / "run", **keys), "parallel=ddp"]
-    assert launch(tmp_path / "log", 2, words) == [2, 2]
+    assert launch(tmp_path / "log", 2, words, before=slow(slowest, tmp_path / "ready")) == [2, 2]
     said = messages(tmp_path / "log")["0"]
     assert "trainer.batch_size: must be a multiple of" in said
     assert f"processes, 2, but is {size}" in said

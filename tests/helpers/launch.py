@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -18,6 +19,14 @@ import torch
 from tencentpretrain.cli import main
 
 TIMEOUT = 60
+IMPORTED = (
+    "tencentpretrain.distributed.parallelize",
+    "tencentpretrain.train.finetune",
+    "tencentpretrain.train.pretrain",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+)
+"""What processes would import one by one, most of their time, if it was not there already."""
 
 
 def free_port() -> int:
@@ -48,6 +57,8 @@ def launch(
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
+    for module in IMPORTED:
+        importlib.import_module(module)
     # Forked processes need not import everything again.
     context = multiprocessing.get_context("fork")
     arguments = (world, port, folder, command, list(words), before)

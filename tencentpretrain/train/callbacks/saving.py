@@ -13,6 +13,7 @@ from tencentpretrain.config import Config, PositiveInt
 from tencentpretrain.train.base import model_tensors
 from tencentpretrain.train.callbacks.base import Callback
 from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore
+from tencentpretrain.train.counts import gather_counts, keep_counts_once
 from tencentpretrain.train.load import load_weights, state_tensors
 from tencentpretrain.train.optimizer_state import load_optimizer, optimizer_tensors
 from tencentpretrain.train.saved_checkpoint import step_directories
@@ -109,6 +110,7 @@ class Checkpointer(Callback):
         if trainer.config.nonfinite == "raise":
             trainer.check_finite()
         score = self.scored[1] if self.scored and self.scored[0] == trainer.step else None
+        gather_counts(trainer.model, trainer.parallel)
         weights = state_tensors(trainer.model)
         saved = (
             trainer.step,
@@ -139,6 +141,7 @@ class Checkpointer(Callback):
             return
         # Tensors are mapped from the files and read as they are needed: none is held twice.
         load_weights(trainer.model, model_tensors(found))
+        keep_counts_once(trainer.model, trainer.parallel)
         load_optimizer(trainer.optimizer, trainer.model, found.lazy_tensors("optimizer"))
         trainer.load_state_dict(found.state())
         # After a rollback the position in the data is new, and must be saved even if no step is.
