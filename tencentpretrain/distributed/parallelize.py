@@ -24,6 +24,7 @@ from torch.distributed.fsdp import (
 from torch.utils._pytree import register_dataclass
 
 from tencentpretrain.distributed.blocks import BlockOptions, own_blocks
+from tencentpretrain.distributed.regions import Axis
 from tencentpretrain.distributed.tensor_parallel import cut_tensors
 from tencentpretrain.types import Hidden, Layout, ModelOutput, Ratio, TargetOutput
 
@@ -42,7 +43,7 @@ def parallelize(model: Model, mesh: DeviceMesh, config: MeshConfig, blocks: Bloc
         blocks: How blocks compute.
     """
     if mesh["tp"].size() > 1:
-        cut_tensors(model, mesh["tp"])
+        cut_tensors(model, Axis(mesh["tp"], getattr(config, "sequence", False)))
     blocks.apply(model)
     data = mesh["dp_replicate", "dp_shard"]
     gathered = torch.bfloat16 if config.gather == "bf16" else torch.float32

@@ -21,6 +21,7 @@ STEADY = {
     "model.encoder.layers": 2,
     "trainer.max_norm": 0.5,
     "optim.lr": 1e-3,
+    "trainer.precision": "fp32",  # auto is bf16 on some CPUs
 }
 MODELS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -56,6 +57,16 @@ MODELS["relative"] = MODELS["bart"] | {
     "model.decoder.alibi": True,
     "model.target.lm.label_smoothing": 0.1,
 }
+# Norms and factors whose gradients are those of all positions.
+MODELS["scaled"] = MODELS["bart"] | {
+    "model.encoder.norm": "t5",
+    "model.encoder.norm_order": "pre",
+    "model.encoder.layer_scale": 0.5,
+    "model.encoder.residual_attention": True,
+    "model.decoder.norm": "legacy",
+    "model.decoder.norm_order": "pre",
+    "model.decoder.layer_scale": 0.5,
+}
 
 
 class Strategy(NamedTuple):
@@ -72,6 +83,19 @@ STRATEGIES = {
     "hsdp": Strategy(4, ("parallel=hsdp", "parallel.shard=2")),
     "tp": Strategy(2, ("parallel=tp",)),
     "fsdp_tp": Strategy(4, ("parallel=fsdp_tp", "parallel.tensor=2")),
+    "sequence": Strategy(2, ("parallel=tp", "parallel.sequence=true")),
+    "fsdp_tp sequence": Strategy(
+        4,
+        (
+            "parallel=fsdp_tp",
+            "parallel.tensor=2",
+            "parallel.sequence=true",
+            "trainer.recompute=full",
+        ),
+    ),
+    "sequence selective": Strategy(
+        2, ("parallel=tp", "parallel.sequence=true", "trainer.recompute=selective")
+    ),
     "recompute": Strategy(2, ("parallel=fsdp", "trainer.recompute=full")),
 }
 
@@ -107,6 +131,9 @@ def difference(one: Path, other: Path) -> float:
 CASES = [("bert", name) for name in STRATEGIES]
 CASES += [(name, "fsdp") for name in ("gpt2", "albert", "bart")]
 CASES += [("bart", "tp"), ("qwen3", "tp"), ("relative", "fsdp_tp")]
+CASES += [(name, "sequence") for name in ("gpt2", "albert", "bart", "qwen3", "scaled")]
+CASES += [("relative", "fsdp_tp sequence"), ("qwen3", "fsdp_tp sequence")]
+CASES += [("gpt2", "sequence selective")]
 
 
 @pytest.mark.parametrize(("model", "strategy"), CASES)
