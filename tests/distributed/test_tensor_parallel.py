@@ -1,0 +1,199 @@
+"""Models cut over two processes, against the same ones whole: gradients, memory, refusals."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.device_mesh import init_device_mesh
+
+from tencentpretrain.distributed.blocks import BlockOptions
+from tencentpretrain.distributed.layout import is_shared
+from tencentpretrain.distributed.regions import Axis
+from tencentpretrain.distributed.tensor_parallel import cut_tensors, tensor_misfits
+from tencentpretrain.model import Model
+from tencentpretrain.types import Batch
+from tests.helpers.models import randomise, text_batch, tiny_model, total_loss
+from tests.helpers.two_processes import WORLD, in_two_processes
+
+NORMS = ("layer", "layer_gain", "rms", "t5", "legacy", "none")
+ODD = ((4, 2, 3), (3, 4))
+"""Lengths of source and target whose sums two processes do not share equally."""
+FULL = ((3, 3, 3), (5, 5, 5))
+"""The same without padding."""
+
+
+def restorer(**changes: Any) -> Model:
+    """An encoder and a decoder of one block each."""
+    stack = {"layers": 1, "heads": 2, "ffn": 32, "dropout": 0.0} | changes
+    parts = {"encoder": stack, "decoder": stack}
+    parts |= {name: {"dropout": 0.0} for name in ("embedding", "target_embedding")}
+    model = tiny_model("bart/tiny", parts)
+    randomise(model)
+    return model
+
+
+def restoring(lengths: tuple[tuple[int, ...], tuple[int, ...]]) -> Batch:
+    source, target = (text_batch(rows, ("lm",)) for rows in lengths)
+    streams = {"src": source.streams["src"], "tgt": target.streams["src"]}
+    return Batch(streams, target.labels)
+
+
+def gradients(model: Model, batch: Batch) -> dict[str, Tensor]:
+    """Of all parameters, whole, and the loss."""
+    torch.manual_seed(1)
+    loss = total_loss(model(batch))
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    # Not all parameters are read where two stacks have norms without gains.
+    found = {n: g.full_tensor() if is_shared(g) else g for n, g in grads.items() if g is not None}
+    return found | {"loss": loss.detach()}
+
+
+def axis_of(is_sequence: bool) -> Axis:
+    return Axis(init_device_mesh("cpu", (WORLD,), mesh_dim_names=("tp",)), is_sequence)
+
+
+def cut(model: Model, is_sequence: bool) -> Model:
+    """A copy of `model`, cut."""
+    model = copy.deepcopy(model)
+    cut_tensors(model, axis_of(is_sequence))
+    return model
+
+
+def differences(rank: int, is_sequence: bool) -> dict[str, float]:
+    """Greatest difference of gradients for each kind of stack."""
+    found = {}
+    kinds: list[tuple[dict[str, Any], Any]] = [
+        ({"norm": norm, "norm_order": order, "layer_scale": 0.5}, lengths)
+        for norm, order, lengths in itertools.product(NORMS, ("pre", "post"), (ODD, FULL))
+    ]
+    kinds += [({"qk_norm": True, "gated": True, "kv_heads": 2, "heads": 4, "bias": False}, ODD)]
+    # Rows that go without an update do so on all processes, in all of their positions.
+    kinds += [({"layers": 2, "depth_dropout": 0.5}, lengths) for lengths in (ODD, FULL)]
+    kinds += [({"layers": 3, "share_blocks": True, "residual_attention": True}, ODD)]
+    for changes, lengths in kinds:
+        model, batch = restorer(**changes), restoring(lengths)
+        shared = gradients(cut(model.train(), is_sequence), batch)
+        whole = gradients(model, batch)
+        assert whole.keys() == shared.keys()
+        worst = [float((whole[n] - shared[n]).abs().max() / whole[n].abs().max()) for n in whole]
+        found[f"{changes} {lengths}"] = max(worst)
+    return found
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("is_sequence", [False, True])
+def test_gradients_are_those_of_the_whole_model(is_sequence: bool) -> None:
+    for found in in_two_processes(differences, is_sequence):
+        assert {name: worst for name, worst in found.items() if not worst < 1e-5} == {}
+
+
+def half_precise(rank: int) -> dict[str, float]:
+    model, batch = restorer(norm_order="pre"), restoring(ODD)
+    whole = gradients(model, batch)
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        shared = gradients(cut(model, True), batch)
+    assert all(shared[name].dtype == torch.float32 for name in shared)
+    return {n: float((whole[n] - shared[n]).norm() / whole[n].norm()) for n in whole}
+
+
+@pytest.mark.distributed
+def test_slices_are_sent_in_the_type_of_the_products() -> None:
+    for found in in_two_processes(half_precise):
+        # A bias of keys changes no probability: its gradient is nothing but rounding.
+        rest = {name: off for name, off in found.items() if not name.endswith("key.bias")}
+        assert max(rest.values()) < 0.05
+
+
+def kept_bytes(block: nn.Module, model: Model, batch: Batch) -> int:
+    """What autograd keeps of one pass of `block`, but for parameters."""
+    known = {p.untyped_storage().data_ptr() for p in model.parameters() if not is_shared(p)}
+    known |= {p.to_local().untyped_storage().data_ptr() for p in model.parameters() if is_shared(p)}
+    kept: dict[int, int] = {}
+    is_inside = False
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if is_inside and tensor.is_floating_point() and storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def inside(value: bool) -> None:
+        nonlocal is_inside
+        is_inside = value
+
+    block.register_forward_pre_hook(lambda *_: inside(True))
+    block.register_forward_hook(lambda *_: inside(False))
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(batch)
+    return sum(kept.values())
+
+
+def measured(rank: int) -> tuple[list[int], list[list[int]]]:
+    """Bytes kept by a block of a whole model, one that is cut and one in slices; its shapes."""
+    changes: Mapping[str, Any] = {"encoder": {"layers": 2, "dropout": 0.1}}
+    model, batch = tiny_model("gpt2/tiny", changes), text_batch((33, 32), ("lm",))
+    found, shapes = [], []
+    for one in (model, cut(model, False), cut(model, True)):
+        block = one.encoder.blocks()[1]
+        for name in ("feed_forward_norm", "attention_residual", "feed_forward_residual"):
+            block.get_submodule(name).register_forward_pre_hook(
+                lambda _, inputs: shapes.append([*inputs[0].shape])
+            )
+        found.append(kept_bytes(block, one.train(), batch))
+    return found, shapes
+
+
+@pytest.mark.distributed
+def test_processes_keep_their_positions_alone() -> None:
+    for (whole, parts, slices), shapes in in_two_processes(measured):
+        assert shapes == 6 * [[65, 16]] + 3 * [[33, 16]]
+        # Scores and the inside of layers are halved by heads, all else by positions.
+        assert slices < 0.52 * whole
+        assert parts > 0.6 * whole
+
+
+def recomputed(rank: int) -> list[bool]:
+    """Whether gradients with dropout are the same when blocks are computed again."""
+    equal = []
+    for kind in ("full", "selective"):
+        for is_sequence in (False, True):
+            model = restorer(dropout=0.3, relative={"buckets": 8, "distance": 16}).train()
+            once, again = (cut(model, is_sequence) for _ in range(2))
+            BlockOptions(kind).apply(again)  # type: ignore[arg-type]
+            both = [gradients(one, restoring(ODD)) for one in (once, again)]
+            equal.append(all(torch.equal(both[0][name], both[1][name]) for name in both[0]))
+    return equal
+
+
+@pytest.mark.distributed
+def test_what_is_computed_again_has_the_same_dropout() -> None:
+    for equal in in_two_processes(recomputed):
+        assert equal == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("bert/tiny", {"encoder": {"heads": 4}}, "encoder.heads=4 must be a multiple of"),
+        ("bert/tiny", {"encoder": {"ffn": 32}}, "encoder.ffn=32 must be a multiple of"),
+        ("bart/tiny", {}, "decoder.heads=2 must be a multiple of parallel.tensor=3"),
+        ("siamese/lstm", {}, "LstmEncoder has no blocks that tensor parallelism can cut"),
+        ("siamese/lstm", {}, "the target `contrast` cannot be combined with tensor"),
+    ],
+)
+def test_what_cannot_be_cut_is_named(name: str, changes: dict[str, Any], said: str) -> None:
+    problems = tensor_misfits(tiny_model(name, changes), 3)
+    assert any(said in problem for problem in problems), problems
+
+
+def test_what_can_be_cut_is_not_refused() -> None:
+    assert tensor_misfits(tiny_model("bert/tiny"), 2) == []
