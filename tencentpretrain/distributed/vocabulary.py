@@ -7,7 +7,7 @@ each position.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ def cut_vocabulary(model: Model, mesh: DeviceMesh, cutter: Cutter) -> bool:
     """Cut the word tables and output layers of `model`; whether that could be.
 
     They stay whole where a target does more with its output layer than the plain loss, or where a
-    vocabulary is no multiple of the processes.
+    vocabulary is so small that a process would have none of it. The last part may be shorter.
     """
     targets = [model.target[name] for name in model.target.names]
     plain = [t for t in targets if type(t).forward is VocabularyTarget.forward]
@@ -40,7 +40,7 @@ def cut_vocabulary(model: Model, mesh: DeviceMesh, cutter: Cutter) -> bool:
     others = [m for m in model.modules() if m not in owners]
     shared = {id(p) for m in others for p in m.parameters(recurse=False)}
     rows = [p.shape[0] for module in owners for p in module.parameters()]
-    if mine & shared or any(count % mesh.size() for count in rows):
+    if mine & shared or any(_share(count, mesh) * (mesh.size() - 1) >= count for count in rows):
         return False
     for module in owners:
         cutter.cut(module, Shard(0))
@@ -54,8 +54,13 @@ def cut_vocabulary(model: Model, mesh: DeviceMesh, cutter: Cutter) -> bool:
 
 def _part(weight: Tensor, mesh: DeviceMesh) -> VocabularyPart:
     """Which entries this process has of a table [V, E]."""
-    share = weight.shape[0] // mesh.size()
-    return VocabularyPart(mesh.get_local_rank() * share, weight.shape[0], mesh.get_group())
+    first = mesh.get_local_rank() * _share(weight.shape[0], mesh)
+    return VocabularyPart(first, weight.shape[0], mesh.get_group())
+
+
+def _share(entries: int, mesh: DeviceMesh) -> int:
+    """Entries of each process but the last."""
+    return -(-entries // mesh.size())
 
 
 def _loss(
@@ -70,7 +75,10 @@ def _logits(head: VocabularyHead, mesh: DeviceMesh, states: Tensor) -> Tensor:
     """Logits [..., V] of all entries, for evaluation."""
     bias = None if head.bias is None else own_part(head.bias)
     own = F.linear(states, own_part(head.weight), bias)
-    return _redistributed(DTensor.from_local(own, mesh, [Shard(own.dim() - 1)], run_check=False))
+    shape = torch.Size([*own.shape[:-1], head.weight.shape[0]])
+    stride = torch.empty(shape, device="meta").stride()
+    options: dict[str, Any] = {"run_check": False, "shape": shape, "stride": stride}
+    return _redistributed(DTensor.from_local(own, mesh, [Shard(own.dim() - 1)], **options))
 
 
 def _rows(table: WordEmbedding, mesh: DeviceMesh, ids: Tensor) -> Tensor:

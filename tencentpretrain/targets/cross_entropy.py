@@ -72,6 +72,11 @@ class VocabularyPart:
     total: int
     group: dist.ProcessGroup
 
+    @property
+    def most(self) -> int:
+        """Entries of the process that has most."""
+        return -(-self.total // dist.get_world_size(self.group))
+
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor` of all processes added up, in place."""
         dist.all_reduce(tensor, group=self.group)
@@ -111,7 +116,9 @@ class _VocabularyLoss(torch.autograd.Function):
         correct = torch.zeros((), dtype=torch.int64, device=states.device)
         used_weight, used_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
-            for chunk in row_chunks(len(states), *weight.shape):
+            # As many chunks on all processes, which talk about each.
+            most = len(weight) if part is None else part.most
+            for chunk in row_chunks(len(states), most, weight.shape[1]):
                 inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
                 logits = F.linear(inputs, used_weight, used_bias).to(exact)
                 chunk_loss, chunk_correct = _to_gradient(

@@ -177,7 +177,7 @@ def recomputed(rank: int) -> list[bool]:
         for is_sequence in (False, True):
             model = restorer(dropout=0.3, relative={"buckets": 8, "distance": 16}).train()
             once, again = (cut(model, is_sequence) for _ in range(2))
-            BlockOptions(kind).apply(again)  # type: ignore[arg-type]
+            BlockOptions(kind).apply(again)
             both = [gradients(one, restoring(ODD)) for one in (once, again)]
             equal.append(all(torch.equal(both[0][name], both[1][name]) for name in both[0]))
     return equal
