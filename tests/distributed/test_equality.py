@@ -215,6 +215,7 @@ def test_a_task_is_learned_by_many_processes(
         "trainer.steps": 4,
         "trainer.eval_every": 2,
         "trainer.log_every": 1,
+        "trainer.precision": "fp32",
         "parallel.device": "cpu",
         "model.encoder.dropout": 0,
         "model.embedding.dropout": 0,
