@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from tencentpretrain.config import ConfigError
 from tencentpretrain.distributed.cut_parameters import Cutter, own_part
+from tencentpretrain.distributed.layout import is_shared
 from tencentpretrain.distributed.randomness import call_apart
 from tencentpretrain.distributed.regions import (
     Axis,
@@ -31,7 +33,7 @@ from tencentpretrain.distributed.vocabulary import cut_vocabulary
 from tencentpretrain.layers.attention import Attention, CrossAttention
 from tencentpretrain.layers.block import Block
 from tencentpretrain.layers.dropout import Dropout
-from tencentpretrain.layers.feed_forward import FeedForward
+from tencentpretrain.layers.feed_forward import FeedForward, GatedFeedForward
 from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.projection import Projecting
 from tencentpretrain.layers.residual import Residual
@@ -73,7 +75,11 @@ def tensor_misfits(model: Model, parts: int) -> list[str]:
 
 
 def cut_tensors(model: Model, axis: Axis) -> None:
-    """Cut the blocks of all stacks of `model`, its word tables and output layers over `axis`."""
+    """Cut the blocks of all stacks of `model`, its word tables and output layers over `axis`.
+
+    Raises:
+        ConfigError: if blocks have parameters of which it is not known what slices give.
+    """
     cutter, parts = Cutter(axis.mesh), axis.mesh.size()
     for stack in model.stacks():
         assert isinstance(stack, TransformerStack)
@@ -132,30 +138,40 @@ class SlicedGrid(HeadGrid):
 
 def _cut_block(block: Block, axis: Axis, cutter: Cutter) -> None:
     for module in block.modules():
+        if isinstance(module, Projecting):
+            inner, outer = _linears(module)
+            for linear in inner:
+                cutter.cut(linear, Shard(0))
+            _cut_rows(outer, axis, cutter)
+            module.project = partial(_project, module, axis)  # type: ignore[method-assign]
         if isinstance(module, Attention):
-            inner, outer = (module.query, module.key, module.value), module.output
             # One gain serves the heads of all processes.
             _share(module.query_norm, cutter)
             _share(module.key_norm, cutter)
-            if module.rate:
-                _draw_apart(module, axis)
-        elif isinstance(module, FeedForward):
-            gate = getattr(module, "gate", None)
-            inner, outer = (module.up, *([] if gate is None else [gate])), module.down
-        elif isinstance(module, Residual) and axis.is_sequence:
-            _share(module, cutter)
-            _draw_apart(module.dropout, axis)
-            continue
-        else:
-            continue
-        for linear in inner:
-            cutter.cut(linear, Shard(0))
-        _cut_rows(outer, axis, cutter)
-        module.project = partial(_project, module, axis)  # type: ignore[method-assign]
-    if axis.is_sequence:
-        for name, norm in block.named_children():
-            if name.endswith("_norm"):
-                _share(norm, cutter)
+            _draw_apart(module, axis)
+    if not axis.is_sequence:
+        return
+    for name, child in block.named_children():
+        if isinstance(child, Residual):
+            _share(child, cutter)
+            _draw_apart(child.dropout, axis)
+        elif name.endswith("_norm"):
+            _share(child, cutter)
+    for name, parameter in block.named_parameters():
+        if not is_shared(parameter):
+            message = (
+                f"`{name}` of {type(block).__name__} is not known to work on slices; use false"
+            )
+            raise ConfigError.at("parallel.sequence", message)
+
+
+def _linears(module: Projecting) -> tuple[list[nn.Linear], nn.Linear]:
+    """Layers that lead into heads or features, and the one that leads out of them."""
+    if isinstance(module, Attention):
+        return [module.query, module.key, module.value], module.output
+    assert isinstance(module, FeedForward)
+    gates = [module.gate] if isinstance(module, GatedFeedForward) else []
+    return [module.up, *gates], module.down
 
 
 def _project(
