@@ -8,7 +8,6 @@ from tencentpretrain.decoders.base import DECODERS, Decoder, DecoderConfig
 from tencentpretrain.layers.attention import View
 from tencentpretrain.layers.block import DecoderBlock
 from tencentpretrain.layers.cache import Cache
-from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.mask import MaskName, memory_mask
 from tencentpretrain.layers.stack import StackConfig, TransformerStack
 from tencentpretrain.sizes import Sizes
@@ -42,8 +41,8 @@ class TransformerDecoder(TransformerStack, Decoder):
     ) -> Hidden:
         """Decode `hidden` [B, S_tgt, D] given `memory` [B, S_src, D_src]."""
         across = View(
-            HeadGrid(layout, self.heads.heads),
-            HeadGrid(memory.layout, self.heads.kv_heads),
+            self.head_grid(layout, self.heads.heads),
+            self.head_grid(memory.layout, self.heads.kv_heads),
             memory_mask(memory.layout),
             cache=cache,
         )

@@ -8,7 +8,7 @@ computes again what lies between them (Korthikanti et al., 2022).
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -18,6 +18,8 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
+
+from tencentpretrain.layers.attention import View
 
 if TYPE_CHECKING:
     from tencentpretrain.model import Model
@@ -90,7 +92,12 @@ def recomputed(block: nn.Module, kind: RecomputeName) -> None:
     def forward_again(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **options, **kwargs)
+        return checkpoint(forward_alone, *args, use_reentrant=False, **options, **kwargs)
+
+    def forward_alone(*args: Any, **kwargs: Any) -> Any:
+        # What is made in the first of several blocks that share a mask would not be made again.
+        own = [replace(a, mask=a.mask.alone()) if isinstance(a, View) else a for a in args]
+        return forward(*own, **kwargs)
 
     block.forward = forward_again
 

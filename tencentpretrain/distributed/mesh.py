@@ -54,6 +54,14 @@ class MeshConfig(ComponentConfig):
     Norms, tables and heads are gathered, and gradients added, in fp32."""
 
 
+class CutConfig(MeshConfig):
+    """Keys of strategies that cut matrices."""
+
+    sequence: bool = False
+    """Whether each process has a slice of the positions between the layers that are cut (sequence
+    parallel): less memory for activations, a quarter more communication among them."""
+
+
 def sizes_of(config: MeshConfig, place: Place) -> tuple[int, ...]:
     """Length of each axis.
 
@@ -264,7 +272,7 @@ class HybridData(Mesh):
 class CutTensors(Mesh):
     """Processes that compute one batch together, each with a part of every matrix."""
 
-    class Config(MeshConfig):
+    class Config(CutConfig):
         axes = ("tp",)
         tensor: PositiveInt | None = None
         """Processes among which matrices are cut; null is all."""
@@ -274,7 +282,7 @@ class CutTensors(Mesh):
 class ShardedDataCutTensors(Mesh):
     """Groups of processes that cut matrices among them, and cut parameters among the groups."""
 
-    class Config(MeshConfig):
+    class Config(CutConfig):
         axes = ("dp_shard", "tp")
         shard: PositiveInt | None = None
         """Groups with other samples; null is all processes divided by tensor."""

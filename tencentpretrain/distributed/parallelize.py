@@ -25,11 +25,12 @@ from torch.utils._pytree import register_dataclass
 
 from tencentpretrain.distributed.blocks import BlockOptions, own_blocks
 from tencentpretrain.distributed.layout import is_shared
+from tencentpretrain.distributed.mesh import CutConfig, MeshConfig
+from tencentpretrain.distributed.regions import Axis
 from tencentpretrain.distributed.tensor_parallel import cut_tensors
 from tencentpretrain.types import Hidden, Layout, ModelOutput, Ratio, TargetOutput
 
 if TYPE_CHECKING:
-    from tencentpretrain.distributed.mesh import MeshConfig
     from tencentpretrain.model import Model
 
 
@@ -43,7 +44,8 @@ def parallelize(model: Model, mesh: DeviceMesh, config: MeshConfig, blocks: Bloc
         blocks: How blocks compute.
     """
     if mesh["tp"].size() > 1:
-        cut_tensors(model, mesh["tp"])
+        is_sequence = isinstance(config, CutConfig) and config.sequence
+        cut_tensors(model, Axis(mesh["tp"], is_sequence))
     blocks.apply(model)
     data = mesh["dp_replicate", "dp_shard"]
     options: dict[str, Any] = {

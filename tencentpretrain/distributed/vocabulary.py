@@ -7,14 +7,15 @@ each position.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+from tencentpretrain.distributed.cut_parameters import Cutter, own_part
 from tencentpretrain.embeddings.text import WordEmbedding
 from tencentpretrain.targets.cross_entropy import VocabularyPart, vocabulary_loss
 from tencentpretrain.targets.heads import VocabularyHead, VocabularyTarget
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from tencentpretrain.model import Model
 
 
-def cut_vocabulary(model: Model, mesh: DeviceMesh) -> bool:
+def cut_vocabulary(model: Model, mesh: DeviceMesh, cutter: Cutter) -> bool:
     """Cut the word tables and output layers of `model`; whether that could be.
 
     They stay whole where a target does more with its output layer than the plain loss, or where a
-    vocabulary is no multiple of the processes.
+    vocabulary is so small that a process would have none of it. The last part may be shorter.
     """
     targets = [model.target[name] for name in model.target.names]
     plain = [t for t in targets if type(t).forward is VocabularyTarget.forward]
@@ -39,15 +40,10 @@ def cut_vocabulary(model: Model, mesh: DeviceMesh) -> bool:
     others = [m for m in model.modules() if m not in owners]
     shared = {id(p) for m in others for p in m.parameters(recurse=False)}
     rows = [p.shape[0] for module in owners for p in module.parameters()]
-    if mine & shared or any(count % mesh.size() for count in rows):
+    if mine & shared or any(_share(count, mesh) * (mesh.size() - 1) >= count for count in rows):
         return False
-    parts: dict[int, nn.Parameter] = {}
     for module in owners:
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in parts:
-                cut = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
-                parts[id(parameter)] = nn.Parameter(cut, parameter.requires_grad)
-            setattr(module, name, parts[id(parameter)])
+        cutter.cut(module, Shard(0))
     for head in heads:
         head.loss = partial(_loss, head, mesh)  # type: ignore[method-assign]
         head.forward = partial(_logits, head, mesh)  # type: ignore[method-assign]
@@ -58,35 +54,36 @@ def cut_vocabulary(model: Model, mesh: DeviceMesh) -> bool:
 
 def _part(weight: Tensor, mesh: DeviceMesh) -> VocabularyPart:
     """Which entries this process has of a table [V, E]."""
-    share = weight.shape[0] // mesh.size()
-    return VocabularyPart(mesh.get_local_rank() * share, weight.shape[0], mesh.get_group())
+    first = mesh.get_local_rank() * _share(weight.shape[0], mesh)
+    return VocabularyPart(first, weight.shape[0], mesh.get_group())
 
 
-def _own(parameter: Tensor) -> Tensor:
-    """The rows of this process, differentiably."""
-    assert isinstance(parameter, DTensor)
-    rows: Tensor = parameter.to_local()
-    return rows
+def _share(entries: int, mesh: DeviceMesh) -> int:
+    """Entries of each process but the last."""
+    return -(-entries // mesh.size())
 
 
 def _loss(
     head: VocabularyHead, mesh: DeviceMesh, states: Tensor, labels: Tensor, smoothing: float
 ) -> tuple[Ratio, Ratio]:
-    bias = None if head.bias is None else _own(head.bias)
+    bias = None if head.bias is None else own_part(head.bias)
     part = _part(head.weight, mesh)
-    return vocabulary_loss(states, _own(head.weight), bias, labels, smoothing, part)
+    return vocabulary_loss(states, own_part(head.weight), bias, labels, smoothing, part)
 
 
 def _logits(head: VocabularyHead, mesh: DeviceMesh, states: Tensor) -> Tensor:
     """Logits [..., V] of all entries, for evaluation."""
-    bias = None if head.bias is None else _own(head.bias)
-    own = F.linear(states, _own(head.weight), bias)
-    return _redistributed(DTensor.from_local(own, mesh, [Shard(own.dim() - 1)], run_check=False))
+    bias = None if head.bias is None else own_part(head.bias)
+    own = F.linear(states, own_part(head.weight), bias)
+    shape = torch.Size([*own.shape[:-1], head.weight.shape[0]])
+    stride = torch.empty(shape, device="meta").stride()
+    options: dict[str, Any] = {"run_check": False, "shape": shape, "stride": stride}
+    return _redistributed(DTensor.from_local(own, mesh, [Shard(own.dim() - 1)], **options))
 
 
 def _rows(table: WordEmbedding, mesh: DeviceMesh, ids: Tensor) -> Tensor:
     """Rows [B, S, E] of `ids`, each from the process that has it."""
-    part, own = _part(table.weight, mesh), _own(table.weight)
+    part, own = _part(table.weight, mesh), own_part(table.weight)
     places = ids - part.first
     elsewhere = (places < 0) | (places >= len(own))
     rows = F.embedding(places.masked_fill(elsewhere, 0), own)

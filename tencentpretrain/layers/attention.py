@@ -18,6 +18,7 @@ from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.mask import AttentionMask
 from tencentpretrain.layers.norm import NormName, build_norm
 from tencentpretrain.layers.padding import unpad
+from tencentpretrain.layers.projection import Projecting
 from tencentpretrain.layers.rotary import Rotary
 from tencentpretrain.types import Hidden
 
@@ -71,7 +72,7 @@ class Attended(NamedTuple):
         return Attended(states, self.probabilities, self.scores)
 
 
-class Attention(nn.Module):
+class Attention(Projecting):
     """Projections of queries, keys, values and output, and what lies between them.
 
     Args:
@@ -155,9 +156,10 @@ class SelfAttention(Attention):
             is_wanted: Whether to return the probabilities, too.
             scores: Of the previous layer, to be added (RealFormer).
         """
-        query = self.query_norm(view.queries.split(self.query(states)))
-        key = self.key_norm(view.keys.split(self.key(states)))
-        value = view.keys.split(self.value(states))
+        queries, keys, values = self.project(states, self.query, self.key, self.value)
+        query = self.query_norm(view.queries.split(queries))
+        key = self.key_norm(view.keys.split(keys))
+        value = view.keys.split(values)
         if view.rotary is not None:
             rotary, tables = view.rotary
             query, key = rotary.turn(query, tables), rotary.turn(key, tables)
@@ -171,12 +173,13 @@ class CrossAttention(Attention):
 
     def forward(self, states: Tensor, view: View, memory: Hidden, layer: int = 0) -> Attended:
         """Attend from flat valid positions [T, D] over those of `memory`."""
-        query = self.query_norm(view.queries.split(self.query(states)))
+        (queries,) = self.project(states, self.query)
+        query = self.query_norm(view.queries.split(queries))
         known = None if view.cache is None else view.cache.memory(layer)
         if known is None:
             rows = unpad(memory.states, memory.layout)
-            key = self.key_norm(view.keys.split(self.key(rows)))
-            known = key, view.keys.split(self.value(rows))
+            keys, values = self.project(rows, self.key, self.value)
+            known = self.key_norm(view.keys.split(keys)), view.keys.split(values)
             if view.cache is not None:
                 view.cache.remember(layer, *known)
         return self._finish(query, *known, view)

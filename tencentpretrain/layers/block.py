@@ -129,7 +129,10 @@ class Block(nn.Module):
     def project(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [T, W] of the self-attention for `states` [T, D]."""
         inputs, attention = self._before(states, self.attention_norm), self.attention
-        return attention.query(inputs), attention.key(inputs), attention.value(inputs)
+        query, key, value = attention.project(
+            inputs, attention.query, attention.key, attention.value
+        )
+        return query, key, value
 
     def feed(self, states: Tensor, grid: HeadGrid) -> Tensor:
         """The feed-forward layer of the block, added to `states` [T, D] that lie as in `grid`."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tencentpretrain.layers.activation import ActivationName, build_activation
+from tencentpretrain.layers.projection import Projecting
 
 
-class FeedForward(nn.Module):
+class FeedForward(Projecting):
     """Two linear layers with an activation between (Vaswani et al., 2017, section 3.3)."""
 
     def __init__(
@@ -20,7 +21,8 @@ class FeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map [..., D] to [..., D] through [..., F]."""
-        down: Tensor = self.down(self.activation(self.up(states)))
+        (up,) = self.project(states, self.up)
+        down: Tensor = self.down(self.activation(up))
         return down
 
 
@@ -35,5 +37,6 @@ class GatedFeedForward(FeedForward):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map [..., D] to [..., D] through [..., F]."""
-        down: Tensor = self.down(self.activation(self.gate(states)) * self.up(states))
+        gate, up = self.project(states, self.gate, self.up)
+        down: Tensor = self.down(self.activation(gate) * up)
         return down

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tencentpretrain.layers.padding import take_rows
+from tencentpretrain.layers.padding import pad, take_rows, unpad
 from tencentpretrain.types import Layout
 
 
@@ -36,6 +36,14 @@ class HeadGrid:
         place[row, position] = torch.arange(len(tokens), device=tokens.device)
         self._source = (place[:, None] * heads + head[:, None]).flatten()
         self._target = ((row[:, None] * heads + head) * self.length + position[:, None]).flatten()
+
+    def unpad(self, hidden: Tensor) -> Tensor:
+        """Flat states [T, D] of `hidden` [B, S, D], as blocks take them."""
+        return unpad(hidden, self.layout)
+
+    def pad(self, states: Tensor) -> Tensor:
+        """States [B, S, D] of flat ones [T, D]."""
+        return pad(states, self.layout)
 
     def split(self, states: Tensor) -> Tensor:
         """Heads [B, N, S, H] of `states` [T, D]."""

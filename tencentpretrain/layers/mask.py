@@ -34,6 +34,12 @@ class AttentionMask:
         self._added: dict[tuple[int, torch.dtype], Tensor] = {}
         self._biases: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
 
+    def alone(self) -> AttentionMask:
+        """The same for one layer, which shares nothing with others that gradients flow into."""
+        if self.scores is None or not self.scores.requires_grad:
+            return self
+        return AttentionMask(self.allowed, self.is_causal, self.scores)
+
     def grid(self, length: int, device: torch.device) -> Tensor | None:
         """What is allowed, in a form broadcastable to [B, N, S, S]; None if it is everything."""
         if not self.is_causal:

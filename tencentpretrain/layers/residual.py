@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tencentpretrain.layers.dropout import dropout
+from tencentpretrain.layers.dropout import Dropout
 from tencentpretrain.layers.heads import HeadGrid
 
 
@@ -25,7 +25,7 @@ class Residual(nn.Module):
         self, hidden: int, rate: float, scale: float | None = None, depth_rate: float = 0.0
     ) -> None:
         super().__init__()
-        self.rate = rate
+        self.dropout = Dropout(rate)
         self.depth_rate = depth_rate
         self.start = scale
         self.scale = None if scale is None else nn.Parameter(torch.empty(hidden))
@@ -36,7 +36,7 @@ class Residual(nn.Module):
 
     def forward(self, states: Tensor, update: Tensor, grid: HeadGrid) -> Tensor:
         """The sum; `grid` knows to which row each of the T positions belongs."""
-        update = dropout(update, self.rate, self.training)
+        update = self.dropout(update)
         if self.depth_rate and self.training:
             update = update * self._factors(update, grid)
         if self.scale is None:
@@ -50,4 +50,4 @@ class Residual(nn.Module):
         return grid.by_row(rows.bernoulli_(kept) / kept)[:, None]
 
     def extra_repr(self) -> str:
-        return f"rate={self.rate}, depth_rate={self.depth_rate}"
+        return f"depth_rate={self.depth_rate}"

@@ -15,7 +15,6 @@ from tencentpretrain.layers.cache import Cache
 from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.mask import MaskName, build_mask
 from tencentpretrain.layers.norm import NormName, build_norm
-from tencentpretrain.layers.padding import pad, unpad
 from tencentpretrain.layers.patch_scores import PatchScores
 from tencentpretrain.layers.relative import RelativeBuckets, RelativeConfig, alibi_scores
 from tencentpretrain.layers.rotary import Rotary, RotaryConfig
@@ -204,23 +203,24 @@ class TransformerStack(nn.Module):
     ) -> Hidden:
         """Apply the blocks to `hidden` [B, S, D]; each is given `others`, too."""
         views = self._views(layout, cache)
-        states = unpad(hidden, layout)
+        grid = views[0].queries
+        states = grid.unpad(hidden)
         wanted = [hidden] if 0 in want.layers else []
         attentions, projections = [], []
         scores = hidden.new_zeros(()) if self.config.residual_attention else None
         for number, block in enumerate(self.blocks()):
             is_wanted = number + 1 in want.attentions
             if number + 1 in want.projections:
-                query, key, value = (pad(rows, layout) for rows in block.project(states))
+                query, key, value = (grid.pad(rows) for rows in block.project(states))
                 projections.append((query, key, value))
             states, probabilities, scores = block(
                 states, views[number], *others, number, is_wanted=is_wanted, scores=scores
             )
             if number + 1 in want.layers:
-                wanted.append(pad(states, layout))
+                wanted.append(grid.pad(states))
             if probabilities is not None and is_wanted:
                 attentions.append(probabilities)
-        last = pad(self.norm(states), layout)
+        last = grid.pad(self.norm(states))
         return Hidden(last, layout, tuple(wanted), tuple(attentions), tuple(projections))
 
     def _views(self, layout: Layout, cache: Cache | None) -> list[View]:
@@ -228,9 +228,9 @@ class TransformerStack(nn.Module):
         config, past = self.config, 0 if cache is None else cache.length
         keys = None if cache is None else cache.extend(layout)
         length = layout.valid.shape[1]
-        queries = HeadGrid(layout, self.heads.heads)
+        queries = self.head_grid(layout, self.heads.heads)
         same = self.heads.heads == self.heads.kv_heads
-        key_grid = queries if same else HeadGrid(layout, self.heads.kv_heads)
+        key_grid = queries if same else self.head_grid(layout, self.heads.kv_heads)
         tables = self._scores(length, past + length, layout)
 
         def view(window: int | None, rotary: Rotary | None, scores: Tensor | None) -> View:
@@ -265,6 +265,10 @@ class TransformerStack(nn.Module):
         elif len(self.patch_scores):
             scores = self._patch_scores(keys, layout)
         return [self.own_heads(table) for table in scores] or [None]
+
+    def head_grid(self, layout: Layout, heads: int) -> HeadGrid:
+        """Where the positions of `layout` and their `heads` lie."""
+        return HeadGrid(layout, heads)
 
     def own_heads(self, scores: Tensor) -> Tensor:
         """Those of `scores` [1, N, S_q, S_k] whose heads this process has: all, unless cut."""

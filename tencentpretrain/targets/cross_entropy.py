@@ -74,6 +74,11 @@ class VocabularyPart:
     total: int
     group: dist.ProcessGroup
 
+    @property
+    def most(self) -> int:
+        """Entries of the process that has most."""
+        return -(-self.total // dist.get_world_size(self.group))
+
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor` of all processes added up, in place."""
         dist.all_reduce(tensor, group=self.group)
@@ -111,7 +116,9 @@ class _VocabularyLoss(torch.autograd.Function):
         correct = torch.zeros_like(loss)
         used_weight, used_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
-            for chunk in row_chunks(len(states), *weight.shape):
+            # As many chunks on all processes, which talk about each.
+            most = len(weight) if part is None else part.most
+            for chunk in row_chunks(len(states), most, weight.shape[1]):
                 inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
                 gradient = F.linear(inputs, used_weight, used_bias)
                 for block in _blocks(gradient):

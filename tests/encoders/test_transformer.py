@@ -176,7 +176,7 @@ def test_the_dropout_of_attention_follows_that_of_the_updates() -> None:
     assert encoder_of(dropout=0.3).layers[0].attention.rate == 0.3
     separate = encoder_of(dropout=0.3, attention_dropout=0.0)
     assert separate.layers[0].attention.rate == 0.0
-    assert separate.layers[0].attention_residual.rate == 0.3
+    assert separate.layers[0].attention_residual.dropout.rate == 0.3
 
 
 def test_only_pre_norm_stacks_have_a_final_norm() -> None:
