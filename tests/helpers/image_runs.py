@@ -59,6 +59,11 @@ def preprocess_pictures(folder: Path) -> Path:
 
 def run(shards: Path, run_dir: Path, model: str, **keys: Any) -> int:
     """Run pretrain.py in this process for a few steps; returns its exit code."""
+    return main("pretrain", words_of(shards, run_dir, model, **keys))
+
+
+def words_of(shards: Path, run_dir: Path, model: str, **keys: Any) -> list[str]:
+    """Command line of a few steps of training."""
     settings = {
         "model": model,
         "data.path": shards,
@@ -74,18 +79,23 @@ def run(shards: Path, run_dir: Path, model: str, **keys: Any) -> int:
         "optim.lr": 0.003,
         **TRANSFORM,
     }
-    return main("pretrain", [f"{key}={value}" for key, value in {**settings, **keys}.items()])
+    return [f"{key}={value}" for key, value in {**settings, **keys}.items()]
 
 
 def train_codec(shards: Path, run_dir: Path, **keys: Any) -> int:
     """Train a tiny autoencoder."""
+    return main("pretrain", codec_words(shards, run_dir, **keys))
+
+
+def codec_words(shards: Path, run_dir: Path, **keys: Any) -> list[str]:
+    """Command line that trains a tiny autoencoder."""
     net = {
         "model.hidden": 8,
         "model.embedding.parts.image": NET,
         "model.target.reconstruct": NET[:-1] + f", codes: {CODES}, code_size: 4}}",
         "callbacks.restart_codes.every": 2,
     }
-    return run(shards, run_dir, "vqvae/base", **net | keys)
+    return words_of(shards, run_dir, "vqvae/base", **net | keys)
 
 
 def train_beit(shards: Path, run_dir: Path, codec: Path, **keys: Any) -> int:
