@@ -17,6 +17,7 @@ from tests.helpers.image_runs import (
     CELLS,
     CODES,
     SIZE,
+    beit_words,
     codec_words,
     preprocess_pictures,
     train_beit,
@@ -219,3 +220,16 @@ def test_codes_of_many_processes_are_averages_of_all(
         if name.endswith(".usage"):
             continue  # each process counts its own
         torch.testing.assert_close(many[name].float(), tensor.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.distributed
+def test_d59_many_processes_learn_the_codes_that_one_does(folder: Path, tmp_path: Path) -> None:
+    """Each has the autoencoder whole, which nothing shares or wraps."""
+    keys = {"model.encoder.depth_dropout": 0.0, "optim": "sgd", "optim.lr": 0.01}
+    given = folder / "shards", tmp_path / "many", folder / "codec"
+    words = beit_words(*given, **keys, parallel="ddp")
+    assert launch(tmp_path / "log", 2, words) == [0, 0], messages(tmp_path / "log")
+    assert train_beit(folder / "shards", tmp_path / "one", folder / "codec", **keys) == 0
+    many, one = weights(tmp_path / "many"), weights(tmp_path / "one")
+    for name, tensor in one.items():
+        torch.testing.assert_close(many[name], tensor, rtol=1e-4, atol=1e-6)

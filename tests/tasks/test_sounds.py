@@ -254,3 +254,14 @@ def test_long_sounds_are_scored_too(run: Path, tmp_path: Path) -> None:
     assert predict(run, output, listing, **keys) == 0
     assert [answer["path"] for answer in rows(output)] == ["0.wav", "1.wav", "2.wav"]
     assert all(len(answer["text"].split()) > 1 for answer in rows(output))
+
+
+def test_d69_beams_of_several_sounds_are_those_of_each(run: Path, tmp_path: Path) -> None:
+    if task_name(run) != "speech2text":
+        pytest.skip("labels are not written")
+    keys = {"task": {"name": "speech2text", "decoding": {"beams": 3, "max_new_tokens": 6}}}
+    listing = tones(tmp_path, ["d", *TEXTS * 2])
+    for size in (1, 3, 7):
+        assert predict(run, tmp_path / f"{size}.jsonl", listing, **keys | {"batch_size": size}) == 0
+    alone, some, all_at_once = (rows(tmp_path / f"{size}.jsonl") for size in (1, 3, 7))
+    assert alone == some == all_at_once
