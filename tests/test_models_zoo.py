@@ -60,6 +60,11 @@ def test_every_model_is_known_here_and_there_are_enough() -> None:
     fixed |= {"llama3": ["8b", "70b"], "llama3_2": ["1b", "3b"], "mistral": ["7b_v0.1"]}
     fixed |= {"bloom": ["1b1", "7b1", "176b"], "modernbert": ["base", "large"]}
     fixed |= {"qwen2": ["0.5b", "1.5b", "7b"], "qwen3": ["0.6b", "1.7b", "4b", "8b"]}
+    fixed["vit"] = ["tiny", "small", "base_16", "base_32", "large_16", "large_32", "huge_14"]
+    fixed |= {"beit": ["base", "large"], "mae": ["base_16", "large_16", "huge_14"]}
+    fixed |= {"clip": ["base_16", "base_32", "large_14"], "vilt": ["base"], "dalle": ["base"]}
+    fixed |= {"talk2face": ["base"], "s2t": ["small", "medium", "large"]}
+    fixed["whisper"] = ["tiny", "base", "small", "medium", "large", "large_v3"]
     assert {f"{family}/{size}" for family in fixed for size in fixed[family]} <= set(NAMES)
 
 

@@ -116,6 +116,24 @@ class Settings:
             raise CheckpointError(f"config.json: `{name}` must be a number, but is {value!r}")
         return value
 
+    def listed(self, name: str, default: Sequence[str]) -> list[str]:
+        """Names in a list, or joined by underscores, as in older files of TencentPretrain."""
+        value = self.get(name, list(default))
+        return [str(item) for item in value] if isinstance(value, list) else str(value).split("_")
+
+    def section(self, name: str) -> Settings:
+        """These, with those of the section `name` in their place; what is read is read of both.
+
+        Raises:
+            CheckpointError: if there is no such section.
+        """
+        given = self.get(name)
+        if not isinstance(given, Mapping):
+            raise CheckpointError(f"config.json: `{name}` must hold keys, but is {given!r}")
+        inner = Settings({**self.values, **given})
+        inner._read = self._read
+        return inner
+
     def expect(self, expected: Mapping[str, Any]) -> None:
         """Check keys whose other values our parts do not know; left out, they are as expected.
 

@@ -15,21 +15,30 @@ import torch
 from tencentpretrain.config import decode
 from tencentpretrain.convert.incoming import Incoming, check_equal, receive, respell
 from tencentpretrain.convert.keys import Settings
-from tencentpretrain.convert.original_config import Facts, model_data
+from tencentpretrain.convert.original_config import model_data
+from tencentpretrain.convert.original_facts import Facts
+from tencentpretrain.convert.original_image_text import BOTH_SPELLINGS, both_rules, text_length
 from tencentpretrain.convert.original_images import image_rules
 from tencentpretrain.convert.original_sequences import sequence_rules
 from tencentpretrain.convert.original_speech import SPELLING, speech_rules
+from tencentpretrain.convert.original_towers import (
+    CONTRAST_RULES,
+    NORM_RULES,
+    are_equal,
+    find_pair,
+    join_equal,
+    respell_second,
+    tower_rules,
+)
 from tencentpretrain.convert.report import Report
 from tencentpretrain.convert.table import Rule, Table, modules
 from tencentpretrain.convert.transforms import SkippedRows
-from tencentpretrain.errors import CheckpointError
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.train.source import merge
 from tencentpretrain.train.tensor_file import LazyTensors
 
 RELATIVE: Final = "relative_pos_emb.relative_attention_bias.weight"
 ONE_TABLE: Final = f"encoder.{RELATIVE}"
-SECOND_TOWER: Final = re.compile(r"^(embedding|encoder)\.(embedding|encoder)_1\.")
 A_LAYER: Final = re.compile(rf"encoder\.transformer\.\d+\.{re.escape(RELATIVE)}")
 SIDES: Final = (("embedding", "encoder"), ("target_embedding", "decoder"))
 SPELLINGS: Final = (
@@ -48,6 +57,7 @@ SPELLINGS: Final = (
     (r"^encoder\.encoder_0\.", "encoder."),
     (r"^embedding\.dual\.(?=embedding_1\.|stream_)", "embedding."),
     (r"^embedding\.masked_patch\.", "embedding.patch."),
+    *BOTH_SPELLINGS,
     SPELLING,
     # A shared block has no number.
     (r"^encoder\.transformer\.(?=[a-z])", "encoder.transformer.0."),
@@ -87,8 +97,11 @@ TARGETS: Final = {
         *modules({"dense": "output_layer_1", "output": "output_layer_2"}, "target.classify."),
     ),
     "tag": modules({"target.tag.output": "output_layer"}),
+    "match": modules({"dense": "linear_1", "output": "linear_2"}, "target.match.", "target.sp."),
+    "text": modules({"target.text.output": "target.lm.output_layer"}),
+    "contrast": CONTRAST_RULES,
 }
-"""Rules of the heads; the last two are those that fine-tuning writes beside the model."""
+"""Rules of the heads; `output_layer` is what fine-tuning writes beside the model."""
 
 
 def _body() -> tuple[Rule, ...]:
@@ -97,9 +110,7 @@ def _body() -> tuple[Rule, ...]:
         theirs = embedding.replace("target", "tgt")
         names = {"word": "word.embedding", "norm": "layer_norm"}
         rules += modules(names, f"{embedding}.", f"{theirs}.")
-        rules += modules(
-            {f"{embedding}.position": f"{theirs}.pos.embedding"}, only=("has_patch_table", 0)
-        )
+        rules += modules({f"{embedding}.position": f"{theirs}.pos.embedding"}, only=("content", 0))
         # Their first row is that of padding.
         rules.append(
             Rule(
@@ -120,7 +131,9 @@ def _body() -> tuple[Rule, ...]:
     rules += modules(encoder, "encoder.layers.{n}.", "encoder.transformer.{n}.")
     decoder = {**BLOCK, **CROSS}
     rules += modules(decoder, "decoder.layers.{n}.", "decoder.transformer_decoder.{n}.")
-    return (*rules, *sequence_rules(), *image_rules(), *speech_rules())
+    others = (*sequence_rules(), *image_rules(), *speech_rules(), *NORM_RULES)
+    # What reads words and patches has rules of its own for the same names, which go first.
+    return (*both_rules(), *rules, *others)
 
 
 TABLE: Final = Table(
@@ -129,7 +142,7 @@ TABLE: Final = Table(
     spellings=SPELLINGS,
 )
 ASIDE: Final = {
-    r"embedding\.stream_[01]_layer_norm\..*": "an embedding is normalised once here",
+    r"embedding\.stream_[01]_layer_norm\..*": "the towers are one model here, which has one norm",
     r"target\..*|output_layer.*": "the config names no such target",
 }
 
@@ -157,24 +170,27 @@ def import_original(
         ConfigError: if `overrides` do not fit.
     """
     settings, report = Settings(config), Report()
-    theirs = respell(TABLE, tensors, report)
-    theirs = _one_tower(theirs, report)
+    theirs = respell_second(respell(TABLE, tensors, report), TABLE)
+    pair = find_pair(settings)
+    if pair is not None:
+        is_tied = bool(settings.get("tie_weights", False))
+        if is_tied or are_equal(theirs):
+            theirs = join_equal(theirs, is_tied, report)
+            settings, pair = pair.first, None
     theirs = _one_relative_table(theirs, report)
     facts = Facts(theirs, tokenizer_size, target_tokenizer_size)
-    data = model_data(settings, facts, report)
+    data = model_data(settings, facts, report, pair)
     report.unread = settings.unread()
     model = decode(ModelConfig, merge(data, overrides or {}), "model")
     heads = [rule for name in model.target for rule in TARGETS.get(name, ())]
+    towers = [rule for name in model.towers for rule in tower_rules(TABLE.rules, name)]
     incoming = receive(
-        (*TABLE.rules, *heads),
+        (*TABLE.rules, *towers, *heads),
         ASIDE,
         theirs,
         model,
         tokenizer_size or facts.vocabulary(),
-        {
-            "segment_rows": 1,
-            "has_patch_table": int("patch_position" in model.embedding.parts),
-        },
+        _numbers(model, settings),
         allow_unexpected,
         report,
         target_vocabulary=target_tokenizer_size or model.target_vocabulary,
@@ -183,20 +199,17 @@ def import_original(
     return incoming
 
 
-def _one_tower(tensors: LazyTensors, report: Report) -> LazyTensors:
-    """Without the second of two equal towers.
-
-    Raises:
-        CheckpointError: if the towers differ.
-    """
-    second = [name for name in tensors if SECOND_TOWER.match(name)]
-    for name in second:
-        first = TABLE.spelled(SECOND_TOWER.sub(r"\1.", name))
-        if first not in tensors.described:
-            raise CheckpointError(f"`{name}` has no counterpart `{first}` in the other tower")
-        check_equal(tensors, first, name, "both towers must be one model here")
-    report.tied += second
-    return tensors.without(second)
+def _numbers(model: ModelConfig, settings: Settings) -> dict[str, int]:
+    """Sizes that rules ask for."""
+    numbers = {"segment_rows": 1, "text_positions": text_length(settings)}
+    towers = [model.embedding, *(tower.embedding for tower in model.towers.values())]
+    for number, embedding in enumerate(towers):
+        suffix = f"_{number}" if number else ""
+        is_concat, has_table = "concat" in embedding.parts, "patch_position" in embedding.parts
+        numbers[f"content{suffix}"] = 2 if is_concat else int(has_table)
+        numbers[f"has_second_norm{suffix}"] = int(embedding.norm_again)
+    patches = model.embedding.patches
+    return numbers | {"image_positions": 0 if patches is None else patches.positions}
 
 
 def _one_relative_table(tensors: LazyTensors, report: Report) -> LazyTensors:
@@ -234,8 +247,8 @@ def _warn(model: ModelConfig, report: Report) -> None:
     """Say where the same file can mean two things."""
     if any("stream_" in name for name in report.aside):
         report.remarks.append(
-            "warning: TencentPretrain normalises the embedding of a tower twice; without the "
-            "second norm vectors differ from its own, but are those of a converted SBERT (D23)"
+            "warning: both towers are one model here, but their embeddings go through second norms "
+            "that differ; without these, vectors differ from those of TencentPretrain (D23)"
         )
     norm = getattr(model.encoder, "norm", None)
     if norm == "legacy":

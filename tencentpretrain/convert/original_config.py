@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from tencentpretrain.config import nearest
 from tencentpretrain.convert.family import Plain
 from tencentpretrain.convert.keys import Settings
-from tencentpretrain.convert.original_images import CODES, PROJECTION, image_parts, reads_images
+from tencentpretrain.convert.original_facts import EPS, Facts
+from tencentpretrain.convert.original_image_text import (
+    BOTH,
+    both_objective,
+    both_parts,
+    clip_objective,
+    codes_objective,
+)
+from tencentpretrain.convert.original_images import image_parts, reads_images
 from tencentpretrain.convert.original_speech import (
-    FIRST,
     SPEECH,
     WAVES,
     speech_objective,
     speech_parts,
 )
+from tencentpretrain.convert.original_targets import ACTIVATIONS, add_ties, targets
+from tencentpretrain.convert.original_towers import NORMS as SECOND_NORMS
+from tencentpretrain.convert.original_towers import Pair, contrast_target
 from tencentpretrain.convert.report import Report
 from tencentpretrain.errors import CheckpointError
-from tencentpretrain.train.tensor_file import LazyTensors
 
-EPS: Final = 1e-6
-"""Of the embedding's norm and of that before the output layer, whatever the config says."""
 NORMS: Final = {"normal": "legacy", "t5": "t5", "rms": "rms"}
-ACTIVATIONS: Final = {"gelu": "gelu", "gelu_fast": "gelu_tanh", "relu": "relu", "silu": "silu"}
 MASKS: Final = {
     "fully_visible": "full",
     "causal": "causal",
@@ -34,22 +39,6 @@ RECURRENT: Final = {"rnn": "rnn", "lstm": "lstm", "gru": "gru"}
 SEPARATE: Final = {"birnn": "rnn", "bilstm": "lstm", "bigru": "gru"}
 """Encoders of two stacks that read in opposite directions."""
 PARTS: Final = {"word": "word", "pos": "position", "seg": "segment", "sinusoidalpos": "sinusoidal"}
-OLD_TARGETS: Final = {
-    "bert": ("mlm", "sp"),
-    "albert": ("mlm", "sp"),
-    "nsp": ("sp",),
-    "sop": ("sp",),
-    **dict.fromkeys(("seq2seq", "t5", "gsg", "bart", "prefixlm"), ("lm",)),
-}
-"""What UER-py called targets before it had one for each head."""
-MARKS: Final = {
-    "mlm": "target.mlm.linear_1.weight",
-    "sp": "target.sp.linear_1.weight",
-    "lm": "target.lm.output_layer.weight",
-    "bilm": "target.bilm.output_layer.weight",
-    "cls": "target.cls.linear_1.weight",
-}
-"""Tensors that show that a file has a target."""
 OBJECTIVES: Final = {"t5": "t5", "bart": "bart", "gsg": "pegasus", "mt": "translate"}
 ENCODER_OBJECTIVES: Final = {"mlm nsp": "bert", "mlm sop": "albert", "mlm": "mlm", "lm": "lm"}
 LENGTH: Final = 512
@@ -61,68 +50,29 @@ HARMLESS: Final = (
 """Keys about training, or about parts that a file may not have."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the file and the tokenizers tell about a model.
+def model_data(settings: Settings, facts: Facts, report: Report, pair: Pair | None = None) -> Plain:
+    """Plain data of our model.
 
     Args:
-        tensors: Theirs, spelled as in the table.
-        tokenizer_size: Entries of the tokenizer; None where none is given.
-        target_tokenizer_size: The same of what a decoder writes, if that is another one.
-    """
-
-    tensors: LazyTensors
-    tokenizer_size: int | None
-    target_tokenizer_size: int | None
-
-    def rows(self, embedding: str) -> int:
-        """Rows of a word table.
-
-        Raises:
-            CheckpointError: if the file has none.
-        """
-        name = f"{embedding}.word.embedding.weight"
-        if name not in self.tensors.described:
-            raise CheckpointError(f"the file has no `{name}`; {nearest(name, self.tensors)}")
-        return self.tensors.described[name].shape[0]
-
-    def vocabulary(self) -> int:
-        """Rows of the word table; without one entries of the output layer, if that is there."""
-        if FIRST in self.tensors.described:
-            return self.rows("tgt_embedding")
-        if self.reads_images:
-            return self.classes(CODES) if CODES in self.tensors.described else 1
-        return self.rows("embedding")
-
-    @property
-    def reads_images(self) -> bool:
-        """Whether the file has patches of images instead of words."""
-        return f"{PROJECTION}.weight" in self.tensors.described
-
-    def classes(self, name: str) -> int:
-        """Rows of an output layer."""
-        return self.tensors.described[name].shape[0]
-
-
-def model_data(settings: Settings, facts: Facts, report: Report) -> Plain:
-    """Plain data of our model.
+        settings: Their config; of two equal towers that of the first.
+        facts: What else is known.
+        report: To be completed.
+        pair: Two towers that differ.
 
     Raises:
         CheckpointError: if a key has a value that means nothing here.
     """
     for name in HARMLESS:
         settings.get(name, None)
-    hidden = settings.number("hidden_size", 768)
-    emb_size = settings.number("emb_size", hidden)
-    data: Plain = {
-        "hidden": hidden,
-        "embedding": _embedding(settings, "embedding", emb_size),
-        "encoder": _encoder(settings, report),
-        "ties": {},
-    }
-    data["embedding"]["size"] = None if emb_size == hidden else emb_size
+    first, second = SECOND_NORMS
+    # Equal towers are one, which has a second norm where these are equal, too.
+    is_apart = pair is None and f"{second}.weight" in facts.tensors.described
+    data = _side(pair.first if pair else settings, facts, "" if is_apart else first, report)
+    data["ties"] = {}
+    if pair is not None:
+        data["towers"] = {pair.streams[1]: _side(pair.second, facts, second, report)}
     if settings.get("decoder", None):
-        data["target_embedding"] = _embedding(settings, "tgt_embedding", emb_size)
+        data["target_embedding"] = _embedding(settings, "tgt_embedding")
         data["decoder"] = _stack(settings, settings.number("decoder_layers_num"))
         data["decoder"] |= {"mask": "causal", "relative": _relative(settings)}
         if data["decoder"]["norm"] == "rms" and data["decoder"]["norm_order"] == "pre":
@@ -130,20 +80,28 @@ def model_data(settings: Settings, facts: Facts, report: Report) -> Plain:
                 "their decoders end in a layer norm where all others are rms (D25), which has no "
                 "counterpart here"
             )
-    data["target"] = _targets(settings, facts, report)
-    _add_ties(data, settings)
+    data["target"] = targets(settings, facts, report)
+    if pair is not None and "contrast" in data["target"]:
+        data["target"]["contrast"] = contrast_target(pair, facts.tensors, report)
+    add_ties(data, settings)
     _add_rows(data, facts)
-    data["objective"] = _objective(settings, data)
+    data["objective"] = _objective(settings, data, pair)
     return data
 
 
-def _listed(value: Any) -> list[str]:
-    """Names in a list, or joined by underscores as older configs have them."""
-    return [str(item) for item in value] if isinstance(value, list) else str(value).split("_")
+def _side(settings: Settings, facts: Facts, norm: str, report: Report) -> Plain:
+    """Embedding and encoder of a model, or of one of its towers."""
+    hidden = settings.number("hidden_size", 768)
+    emb_size = settings.number("emb_size", hidden)
+    embedding = _embedding(settings, "embedding")
+    if f"{norm}.weight" in facts.tensors.described:
+        embedding["norm_again"] = True
+    embedding["size"] = None if emb_size == hidden else emb_size
+    return {"hidden": hidden, "embedding": embedding, "encoder": _encoder(settings, report)}
 
 
-def _embedding(settings: Settings, key: str, size: int) -> Plain:
-    names = _listed(settings.get(key, ["word", "pos", "seg"] if key == "embedding" else ["word"]))
+def _embedding(settings: Settings, key: str) -> Plain:
+    names = settings.listed(key, ["word", "pos", "seg"] if key == "embedding" else ["word"])
     length = settings.number("max_seq_length", 512)
     others = {
         "norm": "none" if settings.get("remove_embedding_layernorm", False) else "legacy",
@@ -154,15 +112,14 @@ def _embedding(settings: Settings, key: str, size: int) -> Plain:
         return {"parts": image_parts(settings, names, length), **others}
     if SPEECH in names:
         return {"parts": speech_parts(settings, names), **others}
-    unknown = [name for name in names if name not in (*PARTS, "dual")]
+    if BOTH in names:
+        return {"parts": both_parts(settings, names, length), **others}
+    unknown = [name for name in names if name not in PARTS]
     if unknown:
         raise CheckpointError(
             f"the config names the embedding `{unknown[0]}`, which cannot be converted; "
             f"{nearest(unknown[0], PARTS)}"
         )
-    if "dual" in names:
-        stream = settings.get("stream_0")
-        names = _listed(stream.get("embedding", ["word", "pos", "seg"]))
     details: dict[str, Plain] = {
         "word": {"scale": "sinusoidalpos" in names},
         "pos": {"length": length},
@@ -170,15 +127,13 @@ def _embedding(settings: Settings, key: str, size: int) -> Plain:
         # Token i is at position i + 2, and the longest wave is exactly 10,000 times the shortest.
         "sinusoidalpos": {"layout": "interleaved", "offset": 2, "inclusive": True},
     }
-    if key != "embedding" and SPEECH in _listed(settings.get("embedding", "")):
+    if key != "embedding" and SPEECH in settings.listed("embedding", []):
         details["sinusoidalpos"] = WAVES
     return {"parts": {PARTS[name]: details[name] for name in names}, **others}
 
 
 def _encoder(settings: Settings, report: Report) -> Plain:
     name = settings.get("encoder", "transformer")
-    if name == "dual":
-        name = settings.get("stream_0").get("encoder", "transformer")
     layers, dropout = settings.number("layers_num", 12), settings.get("dropout", 0.1)
     if name in RECURRENT or name in SEPARATE:
         is_double = name in SEPARATE or bool(settings.get("bidirectional", False))
@@ -260,62 +215,6 @@ def _rotary(settings: Settings) -> Plain | None:
     return {"theta": 10000.0, "layout": "interleaved"}
 
 
-def _targets(settings: Settings, facts: Facts, report: Report) -> Plain:
-    """Targets that the config names and the file has, and the heads of fine-tuning."""
-    given = settings.get("target", [])
-    names = [given] if isinstance(given, str) else list(given)
-    names = [name for old in names for name in OLD_TARGETS.get(old, (old,))]
-    is_albert = settings.get("data_processor", None) == "albert" or "albert" in str(given)
-    present = facts.tensors.described
-    if "output_layer_1.weight" in present:
-        return {"classify": {"classes": facts.classes("output_layer_2.weight"), **_pool(settings)}}
-    if "output_layer.weight" in present:
-        return {"tag": {"classes": facts.classes("output_layer.weight")}}
-    found: Plain = {}
-    for name in names:
-        if name not in MARKS:
-            raise CheckpointError(
-                f"the target `{name}` cannot be converted; {nearest(name, MARKS)}"
-            )
-        if MARKS[name] not in present and name not in ("lm", "bilm"):
-            report.remarks.append(f"the file has no tensors of the target `{name}`")
-            continue
-        found |= _target(name, settings, facts, is_albert)
-    return found
-
-
-def _target(name: str, settings: Settings, facts: Facts, is_albert: bool) -> Plain:
-    activation = ACTIVATIONS.get(str(settings.get("hidden_act", "gelu")), "gelu")
-    if name == "mlm":
-        return {"mlm": {"activation": activation, "norm": "legacy", "norm_eps": EPS}}
-    if name == "sp":
-        return {"sop" if is_albert else "nsp": {}}
-    if name == "cls":
-        classes = facts.classes("target.cls.linear_2.weight")
-        return {"classify": {"classes": classes, **_pool(settings)}}
-    has_bias = f"target.{name}.output_layer.bias" in facts.tensors.described
-    settings.get("has_lmtarget_bias", None)
-    smoothing = settings.get("label_smoothing", 0.0)
-    return {name: {"bias": has_bias, **({"label_smoothing": smoothing} if name == "lm" else {})}}
-
-
-def _pool(settings: Settings) -> Plain:
-    return {"pooling": settings.get("pooling", "first")}
-
-
-def _add_ties(data: Plain, settings: Settings) -> None:
-    is_tied = bool(settings.get("tie_weights", False))
-    is_shared = "decoder" in data and bool(settings.get("share_embedding", False))
-    word = "embedding.word.weight"
-    if is_shared:
-        data["ties"]["target_embedding.word.weight"] = word
-    if is_tied and "mlm" in data["target"]:
-        data["ties"]["target.mlm.output.weight"] = word
-    if is_tied and "lm" in data["target"]:
-        written = "decoder" in data and not is_shared
-        data["ties"]["target.lm.output.weight"] = f"target_{word}" if written else word
-
-
 def _add_rows(data: Plain, facts: Facts) -> None:
     """Rows of the word tables, where they are not those of the tokenizers."""
     rows = facts.vocabulary()
@@ -327,14 +226,20 @@ def _add_rows(data: Plain, facts: Facts) -> None:
         data["target_vocabulary"] = None if is_known else written
 
 
-def _objective(settings: Settings, data: Plain) -> Plain | None:
+def _objective(settings: Settings, data: Plain, pair: Pair | None) -> Plain | None:
     """What supervises the targets; their decoders start from the token that begins sources."""
-    if "patch" in data["embedding"]["parts"]:
+    parts = data["embedding"]["parts"]
+    length = min(parts.get("position", {}).get("length", LENGTH), LENGTH)
+    if pair is not None:
+        return clip_objective(pair, length) if "contrast" in data["target"] else None
+    if "patch" in parts:
         return None
-    if "frames" in data["embedding"]["parts"]:
+    if "concat" in parts:
+        return both_objective(settings) if {"mlm", "match"} <= data["target"].keys() else None
+    if "frames" in parts:
         return speech_objective(settings) if "lm" in data["target"] else None
-    length = data["embedding"]["parts"].get("position", {}).get("length", LENGTH)
-    length = min(length, LENGTH)
+    if "image" in data["target"]:
+        return codes_objective(settings, length)
     if "decoder" not in data:
         name = ENCODER_OBJECTIVES.get(" ".join(sorted(data["target"])))
         return None if name is None else {"name": name, "length": length}

@@ -14,6 +14,8 @@ CONTENTS: Final = ("patch", "masked_patch")
 """Embeddings that read images alone."""
 PROJECTION: Final = "embedding.patch.projection"
 CODES: Final = "target.mlm.linear_2.weight"
+PREPROCESS: Final = ["crop", "normalize"]
+"""Changes of images by default; their `crop` never happens (D71)."""
 
 
 def image_rules() -> tuple[Rule, ...]:
@@ -22,9 +24,7 @@ def image_rules() -> tuple[Rule, ...]:
         *modules({"embedding.patch": PROJECTION}),
         Rule(("embedding.patch.class_token",), ("embedding.patch.cls_emb",), Squeezed(dims=2)),
         Rule(("embedding.patch.mask_token",), ("embedding.patch.mask_emb",), Squeezed()),
-        *modules(
-            {"embedding.patch_position": "embedding.pos.embedding"}, only=("has_patch_table", 1)
-        ),
+        *modules({"embedding.patch_position": "embedding.pos.embedding"}, only=("content", 1)),
     )
 
 
@@ -62,3 +62,20 @@ def image_parts(settings: Settings, names: list[str], length: int) -> Plain:
     # Longer tables have rows that nothing reads.
     table = {"patch_position": {}} if length == positions else {"position": {"length": length}}
     return {"patch": patch, **table}
+
+
+def image_transform(settings: Settings) -> Plain | None:
+    """How their loader makes pixels of a whole image; None where these are not square."""
+    size = settings.number("image_height", 256)
+    if size != settings.number("image_width", 256):
+        return None
+    changes = settings.listed("image_preprocess", PREPROCESS)
+    transform: Plain = {"size": size, "crop": "center", "flip": 0.0}
+    if "horizontal_flip" in changes:
+        transform["flip"] = 0.5
+    if "normalize" in changes:
+        transform["mean"] = [0.48145466, 0.4578275, 0.40821073]
+        transform["std"] = [0.26862954, 0.26130258, 0.27577711]
+    else:
+        transform |= {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    return transform

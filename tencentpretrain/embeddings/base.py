@@ -57,6 +57,8 @@ class EmbeddingConfig(Config):
     """Norm after the sum: layer, rms or none."""
     norm_eps: PositiveFloat = 1e-12
     """Added to the variance in the norm."""
+    norm_again: bool = False
+    """Whether a second such norm follows, as in TencentPretrain's models of two towers."""
     dropout: Probability = 0.1
     """Dropout rate after the norm."""
 
@@ -69,7 +71,7 @@ class EmbeddingConfig(Config):
 
     @check("parts")
     def _names_are_free(self) -> str | None:
-        taken = sorted({"norm", "dropout", "projection"} & self.parts.keys())
+        taken = sorted({"norm", "second_norm", "dropout", "projection"} & self.parts.keys())
         return f"parts must not be called {', '.join(taken)}" if taken else None
 
     @property
@@ -107,6 +109,8 @@ class Embedding(nn.Module):
         for name, part in config.parts.items():
             self.add_module(name, PARTS.build(part, sizes))
         self.norm = build_norm(config.norm, sizes.embedding, config.norm_eps)
+        second = config.norm if config.norm_again else "none"
+        self.second_norm = build_norm(second, sizes.embedding, config.norm_eps)
         self.dropout = Dropout(config.dropout)
         is_factorised = sizes.embedding != sizes.hidden
         self.projection = (
@@ -133,4 +137,4 @@ class Embedding(nn.Module):
         for part in parts:
             if part is not content:
                 total = total + part(stream, layout)
-        return Hidden(self.projection(self.dropout(self.norm(total))), layout)
+        return Hidden(self.projection(self.dropout(self.second_norm(self.norm(total)))), layout)

@@ -61,7 +61,7 @@ class Painter:
         options = RowOptions(
             vocabulary=self._first + codec.count,
             first=self._first,
-            first_position=objective.first_position,
+            first_position=objective.first_position if objective.aligned else None,
             has_prefix=not objective.supervise_text,
             segment=1,
         )

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tencentpretrain.layers.code_averages import CodeAverages
+
 CHUNK_BYTES: Final = 1 << 26
 """Size of the fp32 distances that are alive at once."""
 
@@ -22,16 +24,20 @@ class Codebook(nn.Module):
         codes: K.
         size: C.
         is_normalised: Whether codes and what they replace are brought to length 1.
+        decay: Of the averages that move the codes; None leaves that to their gradient.
     """
 
     counters: ClassVar = ("usage",)
     """Buffers in which each rank of data counts for itself."""
     usage: Tensor
 
-    def __init__(self, codes: int, size: int, *, is_normalised: bool = False) -> None:
+    def __init__(
+        self, codes: int, size: int, *, is_normalised: bool = False, decay: float | None = None
+    ) -> None:
         super().__init__()
         self.is_normalised = is_normalised
-        self.weight = nn.Parameter(torch.empty(codes, size))
+        self.weight = nn.Parameter(torch.empty(codes, size), requires_grad=decay is None)
+        self.averages = None if decay is None else CodeAverages(codes, size, decay)
         self.register_buffer("usage", torch.empty(codes, dtype=torch.int64))
 
     def init_weights(self, std: float) -> None:

@@ -13,6 +13,7 @@ import torch
 from tencentpretrain.data.loader import Examples
 from tencentpretrain.sizes import Patches
 from tencentpretrain.tokenizers.base import Tokenizer
+from tencentpretrain.train.callbacks.base import Callback
 from tencentpretrain.types import Batch
 
 T = TypeVar("T")
@@ -73,11 +74,13 @@ class Companion:
         annotate: Adds to each batch before the forward pass.
         examples: To train on instead of those of the setting: the same with more in their batches.
         fingerprints: Of what it depends on, by name; a continued run must find the same.
+        callback: Does what a step needs besides.
     """
 
     annotate: Callable[[Batch], Batch] | None = None
     examples: Examples | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    callback: Callback | None = None
 
 
 class Completion(ABC):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from tencentpretrain.config import NonNegativeFloat, PositiveInt
+from tencentpretrain.config import NonNegativeFloat, PositiveInt, check
 from tencentpretrain.layers.codebook import Codebook, perplexity, straight_through
 from tencentpretrain.layers.convolution import ConvolutionKeys, ImageMaker, to_grid, to_rows
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import TARGETS, Target, TargetConfig
+from tencentpretrain.targets.companion import Companion, Setting
+from tencentpretrain.train.callbacks.average_codes import AverageCodes
 from tencentpretrain.types import SRC, Batch, ModelOutput, Ratio, TargetOutput
 
 
@@ -35,15 +38,29 @@ class ReconstructTarget(Target):
         distance: Literal["l1", "l2"] = "l2"
         """Distance of pixels: absolute (l1) or squared (l2)."""
         codebook: NonNegativeFloat = 1.0
-        """Factor of the squared distance that moves codes to cells."""
+        """Factor of the squared distance that moves codes to cells, where `decay` is null."""
+        decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+        """Codes are averages of the cells that took them, of which so much is left after a step, as
+        0.99 (van den Oord et al., 2017, appendix A.1); null moves codes by their gradient."""
         commitment: NonNegativeFloat = 0.25
         """Factor of the squared distance that keeps cells near their codes."""
+
+        @check("decay", "codebook")
+        def _codes_move_in_one_way(self) -> str | None:
+            if self.decay is None or self.codebook == 1.0:
+                return None
+            return (
+                f"codebook={self.codebook:g} is a factor of the loss that moves codes, but with "
+                "decay averages move them; leave one of the two out"
+            )
 
     def __init__(self, config: Config, sizes: Sizes, name: str = "reconstruct") -> None:
         super().__init__(name)
         self.config = config
         self.quant_conv = nn.Conv2d(sizes.hidden, config.code_size, 1)
-        self.codebook = Codebook(config.codes, config.code_size, is_normalised=config.normalise)
+        self.codebook = Codebook(
+            config.codes, config.code_size, is_normalised=config.normalise, decay=config.decay
+        )
         self.post_quant_conv = nn.Conv2d(config.code_size, sizes.hidden, 1)
         self.net = ImageMaker(config, sizes.hidden)
 
@@ -68,15 +85,16 @@ class ReconstructTarget(Target):
         chosen = self.codebook(codes)
         if self.training:
             self.codebook.count(codes)
+            if self.codebook.averages is not None:
+                self.codebook.averages.add(codes, vectors)
         made = self.make(straight_through(vectors, chosen), *self._cells(batch)).float()
         error = made - pixels
         distance = error.abs() if self.config.distance == "l1" else error.square()
         units = {name: self.units(batch), **self.further_units(batch)}
-        totals = {
-            name: distance.sum(),
-            f"{name}/codebook": (chosen - vectors.detach()).square().sum(),
-            f"{name}/commitment": (vectors - chosen.detach()).square().sum(),
-        }
+        totals = {name: distance.sum()}
+        if self.codebook.averages is None:
+            totals[f"{name}/codebook"] = (chosen - vectors.detach()).square().sum()
+        totals[f"{name}/commitment"] = (vectors - chosen.detach()).square().sum()
         # It is of a micro-batch; those of several are averaged.
         surprise = Ratio(perplexity(codes, self.config.codes), units[name].new_ones(()))
         squared = Ratio(error.detach().square().sum(), units[name])
@@ -96,10 +114,16 @@ class ReconstructTarget(Target):
 
     def further(self) -> dict[str, float]:
         config = self.config
-        return {
-            f"{self.label}/codebook": config.codebook,
-            f"{self.label}/commitment": config.commitment,
-        }
+        losses = {f"{self.label}/commitment": config.commitment}
+        if config.decay is not None:
+            return losses
+        return {f"{self.label}/codebook": config.codebook, **losses}
+
+    def companion(self, setting: Setting) -> Companion | None:
+        """What moves codes that are averages."""
+        if self.codebook.averages is None:
+            return None
+        return Companion(callback=AverageCodes(self.codebook))
 
     def further_units(self, batch: Batch) -> dict[str, Tensor]:
         """Entries of the vectors of all cells."""

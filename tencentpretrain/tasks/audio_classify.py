@@ -49,7 +49,7 @@ class LabelledSounds(ClassExamples):
         return len(self._frames)
 
     def vary(self, seed: int) -> None:
-        self._frames.seed = seed
+        self._frames.vary(seed)
 
     def make(self, epoch: int, index: int) -> Example:
         example: Example = {FRAMES: self._frames.make(epoch, index)}

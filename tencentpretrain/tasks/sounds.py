@@ -14,8 +14,8 @@ from pydantic import Field
 
 from tencentpretrain.config import ConfigError, PositiveInt, decode
 from tencentpretrain.data.corpora import CorpusConfig, FieldsConfig
-from tencentpretrain.data.media.audio import decode_audio
-from tencentpretrain.data.media.filter_banks import FilterBank, FilterBankConfig, Frames
+from tencentpretrain.data.media.audio import Samples, decode_audio
+from tencentpretrain.data.media.filter_banks import STEP, FilterBank, FilterBankConfig, Frames
 from tencentpretrain.data.media.hearing import Hearing, VariationConfig, frames_stream
 from tencentpretrain.data.media.lists import LISTS, MediaEntry
 from tencentpretrain.data.media.records import find_media, read_entry
@@ -25,6 +25,7 @@ from tencentpretrain.embeddings.speech import FramesEmbedding
 from tencentpretrain.errors import DataError
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.tasks.base import TaskConfig
+from tencentpretrain.tasks.windows import starts
 from tencentpretrain.types import SRC, Batch
 
 log = logging.getLogger("tencentpretrain")
@@ -56,7 +57,8 @@ class SoundConfig(VariationConfig, TaskConfig):
     bank: FilterBankConfig | None = None
     """How sounds become frames; null is as in the model's pre-training."""
     length: Annotated[int, Field(ge=8)] = 3000
-    """Greatest length of a sound, in frames of 10 ms; longer ones are cut."""
+    """Greatest length of a sound, in frames of 10 ms; longer ones are cut, or read window by window
+    where speech2text writes what is said."""
     pad_to: PositiveInt = 8
     """Rows are padded to the longest of their batch, rounded up to a multiple of this (frames)."""
     path_column: str = "path"
@@ -151,37 +153,78 @@ def saved_bank(state: Mapping[str, Any]) -> FilterBank | None:
 
 
 class SoundFrames:
-    """Frames of sounds, made when they are asked for.
+    """Frames of sounds, made when they are asked for; long sounds are windows of them.
 
     Args:
         rows: The sounds.
         bank: Makes frames.
         config: Of the task.
+        overlap: Seconds that windows of a long sound share, so that it is read to its end; None
+            reads its beginning only.
     """
 
-    def __init__(self, rows: Sequence[Sound], bank: FilterBank, config: SoundConfig) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Sound],
+        bank: FilterBank,
+        config: SoundConfig,
+        overlap: float | None = None,
+    ) -> None:
         self.rows = rows
         self._config = config
         self._hearing = Hearing(bank, config)
-        self.seed: int | None = None
-        """Of variations; without it a sound is always the same."""
-        limit = min(config.length, bank.frame_limit or config.length)
-        cut = int((self._hearing.frames(self.lengths()) > limit).sum())
+        self._seed: int | None = None
+        self._limit = min(config.length, bank.frame_limit or config.length)
+        self._window = round(1000 * STEP * self._limit)
+        self._heard: tuple[int, Samples] | None = None
+        shared = 0 if overlap is None else round(1000 * overlap)
+        self.places = [
+            (number, start)
+            for number, row in enumerate(rows)
+            for start in starts(row.milliseconds, self._window, shared)
+        ]
+        """Number of a sound and millisecond in which a window of it begins."""
+        if overlap is None:
+            self._keep_beginnings()
+
+    def vary(self, seed: int) -> None:
+        """Make sounds differ between epochs, as those do that are learned from."""
+        self._seed = seed
+        self._keep_beginnings()
+
+    def _keep_beginnings(self) -> None:
+        """Read nothing of long sounds but their first window."""
+        self.places = [(number, start) for number, start in self.places if not start]
+        cut = int((self._hearing.frames(self.lengths()) > self._limit).sum())
         if cut:
-            log.warning(f"{cut:,} of {len(rows):,} sounds are cut to {limit:,} frames")
+            log.warning(f"{cut:,} of {len(self.rows):,} sounds are cut to {self._limit:,} frames")
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.places)
 
     def lengths(self) -> Integers:
-        """Lengths [N] in milliseconds."""
-        return np.array([row.milliseconds for row in self.rows], np.int64)
+        """Lengths [N] in milliseconds, of sounds from where windows begin."""
+        return np.array([self.rows[row].milliseconds - start for row, start in self.places])
 
     def make(self, epoch: int, index: int) -> Frames:
-        """Frames [T, F] of sound number `index`."""
-        random = None if self.seed is None else generator(self.seed, epoch, index)
-        frames = self._hearing(read_entry(self.rows[index].entry), random)
-        return frames[: self._config.length]
+        """Frames [T, F] of window number `index`."""
+        row, start = self.places[index]
+        if self._seed is not None:
+            random = generator(self._seed, epoch, index)
+            return self._hearing(read_entry(self.rows[row].entry), random)[: self._config.length]
+        samples = self._samples(row)
+        if start or self.rows[row].milliseconds > self._window:
+            rate = self._hearing.bank.config.rate
+            first = start * rate // 1000
+            samples = samples[first : first + self._window * rate // 1000]
+        return self._hearing.bank(samples)[: self._config.length]
+
+    def _samples(self, row: int) -> Samples:
+        """A decoded sound; windows of a long one are asked for one after another."""
+        if self._heard is None or self._heard[0] != row:
+            entry, rate = self.rows[row].entry, self._hearing.bank.config.rate
+            self._heard = row, decode_audio(read_entry(entry), rate)
+        return self._heard[1]
 
     def batch(self, rows: Sequence[Frames]) -> Batch:
         """A batch with nothing but the frames of several sounds."""

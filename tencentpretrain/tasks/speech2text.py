@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tencentpretrain.config import ConfigError, PositiveInt, decode
-from tencentpretrain.data.media.filter_banks import FilterBank
+from tencentpretrain.config import ConfigError, NonNegativeFloat, PositiveInt, check, decode
+from tencentpretrain.data.media.filter_banks import STEP, FilterBank
 from tencentpretrain.data.media.hearing import FRAMES
 from tencentpretrain.data.objectives.base import Example
 from tencentpretrain.data.objectives.s2t import WritingConfig, written, written_frame
@@ -39,6 +39,7 @@ from tencentpretrain.tasks.sounds import (
     saved_bank,
     sounds_fingerprint,
 )
+from tencentpretrain.tasks.windows import join
 from tencentpretrain.tokenizers.base import Tokenizer
 from tencentpretrain.types import SRC, Batch, Hidden, ModelOutput, TargetOutput
 
@@ -62,7 +63,7 @@ class Writer(NamedTuple):
 
 
 class SpokenTexts(TaskExamples):
-    """One example a sound.
+    """One example a sound, or several of a long one, the first of which has the text.
 
     Args:
         frames: Of the sounds.
@@ -85,19 +86,25 @@ class SpokenTexts(TaskExamples):
         self._length = length
         cut = sum(len(writer.prompt) + len(text) > length for text in texts or ())
         if cut:
-            log.warning(f"{cut:,} of {len(frames):,} texts are cut to {length:,} tokens")
+            log.warning(f"{cut:,} of {len(frames.rows):,} texts are cut to {length:,} tokens")
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def vary(self, seed: int) -> None:
-        self.frames.seed = seed
+        self.frames.vary(seed)
 
     def make(self, epoch: int, index: int) -> Example:
         example: Example = {FRAMES: self.frames.make(epoch, index)}
         if self._texts is None:
             return example
-        text = np.array(self._texts[index], np.int64)
+        row, start = self.frames.places[index]
+        if start:
+            # Which words are said in it, nobody knows.
+            nothing = np.zeros(0, np.int64)
+            prompt = np.array(self._writer.prompt, np.int64)
+            return {**example, "target_ids": prompt, "labels": nothing, "index": nothing}
+        text = np.array(self._texts[row], np.int64)
         made = written(self._writer.prompt, text, self._writer.end)
         read = made["target_ids"][: self._length]
         # The end of a text that was cut is nothing to learn.
@@ -129,10 +136,22 @@ class Speech2TextTask(Task[Sound, SpokenTexts]):
         """Column or key of a list that holds what is said."""
         target_length: PositiveInt = 256
         """Greatest number of tokens that the decoder reads; longer texts are cut in training."""
+        overlap: NonNegativeFloat | None = None
+        """Seconds that windows of a long sound share, so that words at their borders are heard as a
+        whole; null is a sixth of a window, which is as long as `length` or `bank.seconds` says."""
         writing: WritingConfig | None = None
         """What the decoder starts from; null is as in the model's pre-training."""
         decoding: Decoding = Decoding()
         """How texts are written, in evaluation and in prediction."""
+
+        @check("overlap", "length")
+        def _windows_go_on(self) -> str | None:
+            if self.overlap is None or 2 * self.overlap <= STEP * self.length:
+                return None
+            return (
+                f"overlap must be at most half of length={self.length} frames, which are "
+                f"{STEP * self.length:g} seconds, but is {self.overlap:g}"
+            )
 
     config: Config
     heads = (HEAD,)
@@ -144,6 +163,7 @@ class Speech2TextTask(Task[Sound, SpokenTexts]):
         self._bank: FilterBank | None = None
         self._writing = config.writing or WritingConfig()
         self._writer: Writer | None = None
+        self._share = 0.0
 
     def inherit(self, learned: Mapping[str, Any]) -> None:
         self._bank = saved_bank(learned)
@@ -212,7 +232,10 @@ class Speech2TextTask(Task[Sound, SpokenTexts]):
                     f"{unknown:,} of {len(rows):,} texts hold what the tokenizer cannot write"
                 )
         assert self._bank is not None
-        frames = SoundFrames(rows, self._bank, self.config)
+        window = STEP * min(self.config.length, self._bank.frame_limit or self.config.length)
+        overlap = window / 6 if self.config.overlap is None else self.config.overlap
+        self._share = min(overlap / window, 0.5)
+        frames = SoundFrames(rows, self._bank, self.config, self._share * window)
         self._writer = writer
         return SpokenTexts(frames, texts, writer, self.config.target_length)
 
@@ -224,11 +247,11 @@ class Speech2TextTask(Task[Sound, SpokenTexts]):
         out = model.encode(batch)
         return model.target(out, batch), self.outputs(model, out, batch)
 
-    def outputs(self, model: Model, out: ModelOutput, batch: Batch) -> list[str]:
-        """What is written for each sound."""
+    def outputs(self, model: Model, out: ModelOutput, batch: Batch) -> list[tuple[int, ...]]:
+        """Tokens of what is written for each window."""
         return self._write(model, out.encoded[SRC])
 
-    def _write(self, model: Model, memory: Hidden) -> list[str]:
+    def _write(self, model: Model, memory: Hidden) -> list[tuple[int, ...]]:
         assert self._writer is not None
         (tokenizer, prompt, end), decoding = self._writer, self.config.decoding
         options = RowOptions(vocabulary=tokenizer.vocab_size)
@@ -239,17 +262,32 @@ class Speech2TextTask(Task[Sound, SpokenTexts]):
         limit = engine.limit((), decoding.max_new_tokens)
         rows = [Written(limit, (end,)) for _ in memory.states]
         engine.write(memory, rows, decoding)
-        return [tokenizer.decode(row.ids).strip() for row in rows]
+        return [tuple(row.ids) for row in rows]
 
-    def metrics(self, examples: SpokenTexts, outputs: Sequence[str]) -> dict[str, float]:
+    def _texts(self, examples: SpokenTexts, outputs: Sequence[tuple[int, ...]]) -> list[str]:
+        """What is said in each sound, whose windows follow each other."""
+        assert self._writer is not None
+        found: dict[int, list[tuple[int, ...]]] = {}
+        for (row, _), ids in zip(examples.frames.places, outputs, strict=True):
+            found.setdefault(row, []).append(ids)
+        decode = self._writer.tokenizer.decode
+        return [
+            " ".join(decode(passage).strip() for passage in join(parts, self._share))
+            for parts in found.values()
+        ]
+
+    def metrics(
+        self, examples: SpokenTexts, outputs: Sequence[tuple[int, ...]]
+    ) -> dict[str, float]:
         """Errors per word and per character."""
-        return error_rates([row.entry.label for row in examples.frames.rows], outputs)
+        texts = [row.entry.label for row in examples.frames.rows]
+        return error_rates(texts, self._texts(examples, outputs))
 
     def decode(
-        self, rows: Sequence[Sound], examples: SpokenTexts, outputs: Sequence[str]
+        self, rows: Sequence[Sound], examples: SpokenTexts, outputs: Sequence[tuple[int, ...]]
     ) -> Iterator[dict[str, Any]]:
         """The name of each sound and what is said in it."""
-        for row, text in zip(rows, outputs, strict=True):
+        for row, text in zip(rows, self._texts(examples, outputs), strict=True):
             yield {"path": row.entry.name, "text": " ".join(text.split())}
 
     def has_labels(self, rows: Sequence[Sound]) -> bool:

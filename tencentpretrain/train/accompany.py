@@ -11,6 +11,7 @@ from tencentpretrain.distributed.parallel import Parallel
 from tencentpretrain.model import Model
 from tencentpretrain.targets.companion import Accompanied, Setting
 from tencentpretrain.targets.heads import VocabularyTarget
+from tencentpretrain.train.callbacks.base import Callback
 from tencentpretrain.train.precision import resolve_precision
 from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.trainer import Annotator
@@ -44,6 +45,7 @@ def accompany(job: Job, config: RunConfig, parallel: Parallel, steps: int) -> Jo
         patches=getattr(job.model.embedding.content(), "patches", None),
     )
     annotators: dict[Annotator, None] = {}
+    callbacks: list[Callback] = []
     fingerprints: dict[str, str] = {}
     # What completes the batches comes first: a teacher reads them, too.
     bringing: list[Accompanied] = [job.model.target[name] for name in job.model.target.names]
@@ -56,16 +58,19 @@ def accompany(job: Job, config: RunConfig, parallel: Parallel, steps: int) -> Jo
         setting = replace(setting, examples=companion.examples or setting.examples)
         if companion.annotate is not None:
             annotators[companion.annotate] = None
+        if companion.callback is not None:
+            callbacks.append(companion.callback)
         for key, value in companion.fingerprints.items():
             # Two targets may have different ones under one name.
             known = fingerprints.get(key)
             fingerprints[key] = value if known in (None, value) else f"{known} {value}"
-    if not annotators and setting.examples is job.examples:
+    if not annotators and not callbacks and setting.examples is job.examples:
         return job
     job = replace(
         job,
         examples=setting.examples,
         annotators=[*annotators],
+        callbacks=callbacks,
         fingerprints=job.fingerprints | fingerprints,
     )
     parallel.begin("rehearsing an example")  # in which parameters may be gathered

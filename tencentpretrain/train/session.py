@@ -65,6 +65,7 @@ class Job:
         workers: Processes that make examples.
         order: Of the samples; None shuffles the examples in every epoch.
         annotators: What adds to each batch before the forward pass.
+        callbacks: Beside those of the config.
     """
 
     model: Model
@@ -79,6 +80,7 @@ class Job:
     workers: int = 0
     order: Order | None = None
     annotators: Sequence[Annotator] = ()
+    callbacks: Sequence[Callback] = ()
 
 
 class Session:
@@ -224,6 +226,7 @@ class Session:
             *(writers if self.parallel.is_main else []),
             Evaluator(job.evaluate, every),
             saving,
+            *job.callbacks,
             *self._added_callbacks(),
         ]
         schedule_config = config.schedule

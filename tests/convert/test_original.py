@@ -191,22 +191,53 @@ def test_d10_both_names_of_towers_are_read(prefix: str) -> None:
     assert incoming.model == expected.model
     assert all(torch.equal(incoming.tensors[n], t) for n, t in expected.tensors.items())
     towers["encoder.encoder_1.rnn.weight_ih_l0"] = torch.zeros(4 * HIDDEN, HIDDEN)
-    with pytest.raises(CheckpointError, match="both towers must be one model"):
-        bring(config | dual, towers)
+    with pytest.raises(CheckpointError, match="the config says that both towers are one"):
+        bring(config | dual | {"tie_weights": True}, towers)
+    assert list(bring(config | dual, towers).model.towers) == ["pair"]
     del towers["encoder.encoder_0.rnn.weight_ih_l0"]
     with pytest.raises(CheckpointError, match="has no counterpart"):
-        bring(config | dual, towers)
+        bring(config | dual | {"tie_weights": True}, towers)
 
 
-def test_d23_second_norms_of_towers_are_kept_aside_with_a_warning() -> None:
-    state = random_state(BERT | {"target": []})
-    towers = {
-        f"embedding.embedding_0.{n.removeprefix('embedding.')}" if "embedding." in n else n: t
-        for n, t in state.items()
-    }
-    towers["embedding.stream_0_layer_norm.gamma"] = torch.ones(HIDDEN)
-    incoming = bring(BERT | {"target": []}, towers)
-    assert list(incoming.aside) == ["embedding.stream_0_layer_norm.weight"]
+def siamese(config: dict[str, Any], *norms: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Two equal towers, and the gains of the norms that follow their embeddings."""
+    keys = {"embedding": config["embedding"], "encoder": config["encoder"]}
+    dual = {"embedding": ["dual"], "encoder": "dual", "stream_0": keys, "stream_1": keys}
+    state: dict[str, Tensor] = {}
+    for number in (0, 1):
+        for name, tensor in random_state(config).items():
+            kind, _, rest = name.partition(".")
+            outer = "embedding.dual." if kind == "embedding" else "encoder."
+            state[f"{outer}{kind}_{number}.{rest}"] = tensor
+    for number, gain in enumerate(norms):
+        state[f"embedding.dual.stream_{number}_layer_norm.gamma"] = gain
+        state[f"embedding.dual.stream_{number}_layer_norm.beta"] = gain + 1
+    return config | dual | {"tie_weights": True}, state
+
+
+def test_d23_embeddings_of_towers_are_normalised_as_often_as_there() -> None:
+    bert = BERT | {"target": []}
+    gain = torch.randn(HIDDEN)
+    config, state = siamese(bert, gain, gain)
+    incoming = bring(config, state)
+    assert incoming.model.embedding.norm_again
+    assert not incoming.report.aside
+    batch, segs = streams(bert)
+    theirs = Original(bert, random_state(bert))
+    second = {"second.gamma": gain, "second.beta": gain + 1}
+    theirs.state |= second
+    inner = theirs.embed
+    theirs.embed = lambda *given: theirs.norm("second", inner(*given))  # type: ignore[method-assign]
+    expected = theirs.encode(batch.streams["src"].inputs["ids"], segs["src"])
+    valid = batch.streams["src"].layout.valid
+    close(build(incoming).encode(batch).encoded["src"].states[valid], expected[valid])
+
+
+def test_d23_second_norms_that_differ_are_kept_aside_with_a_warning() -> None:
+    config, state = siamese(BERT | {"target": []}, torch.ones(HIDDEN), torch.zeros(HIDDEN))
+    incoming = bring(config, state)
+    assert not incoming.model.embedding.norm_again
+    assert len(incoming.aside) == 4
     assert any("(D23)" in line for line in incoming.report.remarks)
 
 
@@ -250,7 +281,7 @@ def test_weights_without_their_heads_are_an_encoder() -> None:
         ({"embedding": ["word", "posi"]}, "the embedding `posi`"),
         ({"mask": "diagonal"}, "the mask `diagonal`"),
         ({"hidden_act": "linear"}, "the config says `linear`"),
-        ({"target": ["clr"]}, "the target `clr` cannot be converted"),
+        ({"target": ["crl"]}, "the target `crl` cannot be converted"),
         ({"relative_position_embedding": True}, "before scores are divided"),
     ],
 )

@@ -17,6 +17,7 @@ from tests.helpers.image_runs import (
     CELLS,
     CODES,
     SIZE,
+    beit_words,
     codec_words,
     preprocess_pictures,
     train_beit,
@@ -26,7 +27,7 @@ from tests.helpers.image_runs import (
 from tests.helpers.launch import launch, messages
 from tests.helpers.pretraining import metrics
 
-CPU = "device=cpu"
+CPU = ("device=cpu", "precision=fp32")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_a_run_must_find_the_autoencoder_as_it_was(
 
 
 def generate(folder: Path, output: Path, *words: str) -> int:
-    given = [f"checkpoint={folder / 'dalle'}", f"output={output}", CPU, "temperature=1", *words]
+    given = [f"checkpoint={folder / 'dalle'}", f"output={output}", *CPU, "temperature=1", *words]
     return main("generate", given)
 
 
@@ -144,9 +145,10 @@ def test_pictures_are_a_function_of_the_seed(folder: Path, tmp_path: Path) -> No
     assert first.shape == (2 * SIZE + 2, 3 * SIZE + 4, 3)
     assert (first == second).all()
     assert (first != third).any()
-    # One picture is what it is among many.
+    # One picture is what it is among many, but for how many images a convolution adds up at once.
     assert generate(folder, tmp_path / "one.png", "prompt=a red picture") == 0
-    assert (np.array(Image.open(tmp_path / "one.png")) == first[:SIZE, :SIZE]).all()
+    one = np.array(Image.open(tmp_path / "one.png")).astype(int)
+    assert abs(one - first[:SIZE, :SIZE]).max() <= 1
     assert (first[:SIZE, :SIZE] != first[:SIZE, SIZE + 2 : 2 * SIZE + 2]).any()
 
 
@@ -182,7 +184,7 @@ def test_what_pictures_cannot_be_is_refused(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = main("generate", [f"checkpoint={folder / 'dalle'}", CPU, *words])
+    code = main("generate", [f"checkpoint={folder / 'dalle'}", *CPU, *words])
     assert code == 2
     assert message in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
@@ -193,3 +195,58 @@ def test_autoencoders_learn(folder: Path) -> None:
     values: list[Any] = [r["train/reconstruct/squared_error"] for r in records]
     assert values[-1] < values[0]
     assert all(1 <= r["train/reconstruct/perplexity"] <= CODES for r in records)
+
+
+AVERAGED = {
+    "model.target.reconstruct.decay": 0.5,
+    "trainer.max_norm": 0,
+    "optim": "sgd",
+    "optim.lr": 0.01,
+}
+
+
+def test_codes_that_are_averages_go_on_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    """Of steps in parts and micro-batches, with codes that start again between."""
+    shards = folder / "shards"
+    assert train_codec(shards, tmp_path / "whole", **AVERAGED) == 0
+    assert train_codec(shards, tmp_path / "parts", **AVERAGED, **{"trainer.stop_after": 3}) == 0
+    assert train_codec(shards, tmp_path / "parts", **AVERAGED) == 0
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert train_codec(shards, tmp_path / "cut", **AVERAGED, **{"trainer.micro_batch_size": 1}) == 0
+    cut, whole = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(cut[name].float(), tensor.float(), rtol=1e-4, atol=1e-5)
+    start = {"trainer.steps": 1, "callbacks": "null", "model.target.reconstruct.decay": 0.999999}
+    assert train_codec(shards, tmp_path / "still", **AVERAGED | start) == 0
+    book = "target.reconstruct.codebook.weight"
+    assert float((weights(tmp_path / "still")[book] - whole[book]).abs().max()) > 1e-3
+    assert all("train/reconstruct/codebook" not in record for record in metrics(tmp_path / "cut"))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_codes_of_many_processes_are_averages_of_all(
+    folder: Path, tmp_path: Path, strategy: str
+) -> None:
+    keys = AVERAGED | {"parallel": strategy}
+    words = codec_words(folder / "shards", tmp_path / "many", **keys)
+    assert launch(tmp_path / "log", 2, words) == [0, 0], messages(tmp_path / "log")
+    assert train_codec(folder / "shards", tmp_path / "one", **AVERAGED) == 0
+    many, one = weights(tmp_path / "many"), weights(tmp_path / "one")
+    for name, tensor in one.items():
+        if name.endswith(".usage"):
+            continue  # each process counts its own
+        torch.testing.assert_close(many[name].float(), tensor.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.distributed
+def test_d59_many_processes_learn_the_codes_that_one_does(folder: Path, tmp_path: Path) -> None:
+    """Each has the autoencoder whole, which nothing shares or wraps."""
+    keys = {"model.encoder.depth_dropout": 0.0, "optim": "sgd", "optim.lr": 0.01}
+    given = folder / "shards", tmp_path / "many", folder / "codec"
+    words = beit_words(*given, **keys, parallel="ddp")
+    assert launch(tmp_path / "log", 2, words) == [0, 0], messages(tmp_path / "log")
+    assert train_beit(folder / "shards", tmp_path / "one", folder / "codec", **keys) == 0
+    many, one = weights(tmp_path / "many"), weights(tmp_path / "one")
+    for name, tensor in one.items():
+        torch.testing.assert_close(many[name], tensor, rtol=1e-4, atol=1e-6)

@@ -57,11 +57,13 @@ def model_of(seed: int = 0) -> Model:
 
 @pytest.mark.parametrize("supervise_text", [True, False])
 @pytest.mark.parametrize("is_cached", [True, False])
+@pytest.mark.parametrize("aligned", [True, False])
 def test_d32_codes_are_scored_as_in_training(
-    weights: Path, supervise_text: bool, is_cached: bool
+    weights: Path, supervise_text: bool, is_cached: bool, aligned: bool
 ) -> None:
     """Captions of different lengths, with and without a prefix, one code after another."""
-    objective = objective_of("dalle", weights, **DALLE, supervise_text=supervise_text)
+    keys = {"supervise_text": supervise_text, "aligned": aligned}
+    objective = objective_of("dalle", weights, **DALLE, **keys)
     assert isinstance(objective, DalleObjective)
     batch, model = annotated(objective, batch_of(objective)), model_of()
     with torch.no_grad():
@@ -70,7 +72,7 @@ def test_d32_codes_are_scored_as_in_training(
     codes = batch.labels["image"].values.view(len(CAPTIONS), -1)
     options = RowOptions(
         first=VOCABULARY,
-        first_position=objective.config.first_position,
+        first_position=objective.config.first_position if aligned else None,
         has_prefix=not supervise_text,
         segment=1,
         is_cached=is_cached,

@@ -63,7 +63,7 @@ def run(shards: Path, run_dir: Path, model: str, **keys: Any) -> int:
 
 
 def words_of(shards: Path, run_dir: Path, model: str, **keys: Any) -> list[str]:
-    """Command line of a run of a few steps."""
+    """Command line of a few steps of training."""
     settings = {
         "model": model,
         "data.path": shards,
@@ -100,6 +100,11 @@ def codec_words(shards: Path, run_dir: Path, **keys: Any) -> list[str]:
 
 def train_beit(shards: Path, run_dir: Path, codec: Path, **keys: Any) -> int:
     """Train a tiny BEiT on the codes of `codec`."""
+    return main("pretrain", beit_words(shards, run_dir, codec, **keys))
+
+
+def beit_words(shards: Path, run_dir: Path, codec: Path, **keys: Any) -> list[str]:
+    """Command line that trains a tiny BEiT on the codes of `codec`."""
     settings = {
         "model.hidden": 16,
         "model.vocabulary": CODES,
@@ -110,7 +115,7 @@ def train_beit(shards: Path, run_dir: Path, codec: Path, **keys: Any) -> int:
         "model.objective.least_block": 2,
         "model.objective.codes.path": codec,
     }
-    return run(shards, run_dir, "beit/tiny", **settings | keys)
+    return words_of(shards, run_dir, "beit/tiny", **settings | keys)
 
 
 def train_dalle(shards: Path, run_dir: Path, codec: Path, **keys: Any) -> int:

@@ -175,6 +175,7 @@ PUBLISHED = {
     "whisper/base": Published(51865, 71.825920, 512, 6, 8, EXACT),
     "whisper/small": Published(51865, 240.582912, 768, 12, 12, EXACT),
     "whisper/medium": Published(51865, 762.321920, 1024, 24, 16, EXACT),
+    "whisper/large": Published(51865, 1541.384960, 1280, 32, 20, EXACT),
     "whisper/large_v3": Published(51866, 1541.570560, 1280, 32, 20, EXACT),
     "xlm_r/base": Published(250002, 278.295186 - 3 * 768e-6, 768, 12, 12, EXACT),
     "xlm_r/large": Published(250002, 560.142482 - 3 * 1024e-6, 1024, 24, 16, EXACT),

@@ -58,6 +58,38 @@ def test_the_gradient_goes_straight_through_and_the_value_is_the_code() -> None:
         assert vectors.grad.flatten()[place].item() == pytest.approx(numeric, abs=1e-6)
 
 
+def test_averages_are_those_of_the_paper() -> None:
+    """Its sums and counts, kept apart, over steps in which some codes are not taken."""
+    draw, decay = torch.Generator().manual_seed(3), 0.8
+    book = Codebook(5, 3, decay=decay)
+    book.init_weights(0.02)
+    averages = book.averages
+    assert averages is not None
+    averages.init_weights(0.02)
+    assert not book.weight.requires_grad
+    total, often = book.weight.double().clone(), torch.ones(5, dtype=torch.float64)
+    weight, yes = book.weight, torch.tensor(True)
+    for _ in range(6):
+        vectors = torch.randn(2, 4, 3, generator=draw)
+        codes = torch.randint(0, 4, (2, 4), generator=draw)
+        averages.clear()
+        for row, taken in zip(vectors, codes, strict=True):
+            averages.add(taken, row)
+        for code in range(5):
+            own = vectors[codes == code].double()
+            often[code] = decay * often[code] + (1 - decay) * len(own)
+            total[code] = decay * total[code] + (1 - decay) * own.sum(0)
+        before = weight
+        weight = averages.move(before, averages.taken, yes)
+        torch.testing.assert_close(weight.double(), total / often[:, None])
+        assert torch.equal(weight[4], before[4])
+    torch.testing.assert_close(averages.frequency.double(), often)
+    kept = averages.frequency.clone()
+    lost = averages.move(weight, averages.taken * float("nan"), ~yes)
+    assert torch.equal(lost, weight)
+    assert torch.equal(averages.frequency, kept)
+
+
 def test_codes_taken_are_counted() -> None:
     book = codebook_of()
     book.count(torch.tensor([[1, 1], [6, 0]]))

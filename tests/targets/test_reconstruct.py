@@ -137,3 +137,23 @@ def test_the_encoder_none_hands_on_states_and_blanks_padding() -> None:
     assert torch.equal(hidden.states, states * valid[..., None])
     assert torch.equal(hidden.layers[0], states)
     assert model.encoder.flops(3) == 0
+
+
+def test_codes_that_are_averages_have_no_loss_and_no_gradient() -> None:
+    model, batch = model_of(decay=0.9), batch_of()
+    assert set(model.target.weights) == {"reconstruct", "reconstruct/commitment"}
+    output = model(batch)
+    assert set(output.losses) == set(model.target.weights) == set(model.target.units(batch))
+    torch.stack([ratio.total for ratio in output.losses.values()]).sum().backward()
+    book = target_of(model).codebook
+    assert book.weight.grad is None
+    assert book.averages is not None
+    assert int(book.averages.taken[:, -1].sum()) == 5 * 16
+    model.eval()(batch)
+    assert int(book.averages.taken[:, -1].sum()) == 5 * 16, "evaluation moves no code"
+
+
+@pytest.mark.parametrize("keys", [{"decay": 1.0}, {"decay": 0.9, "codebook": 2.0}])
+def test_codes_move_in_one_way(keys: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="decay"):
+        model_of(**keys)

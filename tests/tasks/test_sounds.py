@@ -184,6 +184,8 @@ def test_long_sounds_and_texts_are_cut_and_told(
     inputs = Inputs(model_config("s2t/tiny"), build_tokenizer(config))
     with caplog.at_level("WARNING"):
         examples = made.examples(found, inputs, True)
+        assert "sounds are cut" not in caplog.text
+        examples.vary(0)
         made.examples(made.read(tones(tmp_path / "other", ["A", "b"]), True), inputs, True)
     assert "1 of 2 texts hold what the tokenizer cannot write" in caplog.text
     assert "1 of 3 sounds are cut to 24 frames" in caplog.text
@@ -239,3 +241,27 @@ def test_a_run_that_is_continued_prepares_sounds_as_before(tmp_path: Path) -> No
         saved = json.loads(path.read_text())
         assert saved["bank"]["normalise"] == "none"
         assert saved["writing"]["start"] == "bos"
+
+
+def test_long_sounds_are_scored_too(run: Path, tmp_path: Path) -> None:
+    """Windows behind the first have no labels, and may be alone in a batch."""
+    name = task_name(run)
+    if name != "speech2text":
+        pytest.skip("labels of sounds are told by their beginning")
+    listing = tones(tmp_path, TEXTS)
+    output = tmp_path / "a.jsonl"
+    keys = {"task": {"name": name, "length": 8, "overlap": 0.0}, "batch_size": 1}
+    assert predict(run, output, listing, **keys) == 0
+    assert [answer["path"] for answer in rows(output)] == ["0.wav", "1.wav", "2.wav"]
+    assert all(len(answer["text"].split()) > 1 for answer in rows(output))
+
+
+def test_d69_beams_of_several_sounds_are_those_of_each(run: Path, tmp_path: Path) -> None:
+    if task_name(run) != "speech2text":
+        pytest.skip("labels are not written")
+    keys = {"task": {"name": "speech2text", "decoding": {"beams": 3, "max_new_tokens": 6}}}
+    listing = tones(tmp_path, ["d", *TEXTS * 2])
+    for size in (1, 3, 7):
+        assert predict(run, tmp_path / f"{size}.jsonl", listing, **keys | {"batch_size": size}) == 0
+    alone, some, all_at_once = (rows(tmp_path / f"{size}.jsonl") for size in (1, 3, 7))
+    assert alone == some == all_at_once

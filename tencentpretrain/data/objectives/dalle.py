@@ -50,6 +50,9 @@ class DalleObjective(CodesObjective, ImageTextObjective):
         """Height and width of what a code stands for, in pixels."""
         codes: CodesConfig = CodesConfig()
         """Where the codes of images come from."""
+        aligned: bool = True
+        """Whether each code has a position of its own, whatever the caption; else positions go on
+        behind the caption (TencentPretrain)."""
         supervise_text: bool = True
         """Learn captions too, each token from those before it; else they are what all of a row
         may see, in models with the mask `prefix`."""
@@ -75,11 +78,15 @@ class DalleObjective(CodesObjective, ImageTextObjective):
 
         @property
         def first_position(self) -> int:
-            """Position of the first code, whatever the caption: each code has its own.
+            """Position of the first code where each code has its own.
 
             It is also the greatest number of tokens of a caption, special tokens included.
             """
             return self.length + 1 - self.side**2
+
+        def position(self, tokens: int) -> int:
+            """Position of the first code behind a caption of so many tokens."""
+            return self.first_position if self.aligned else tokens
 
     config: Config
     supervises = (TEXT, IMAGE)
@@ -113,7 +120,7 @@ class DalleObjective(CodesObjective, ImageTextObjective):
             "ids": [np.append(ids, codes) for ids in captions],
             "segments": [np.append(0 * ids, codes > 0) for ids in captions],
             "positions": [
-                np.append(np.arange(len(ids)), config.first_position + read) for ids in captions
+                np.append(np.arange(len(ids)), config.position(len(ids)) + read) for ids in captions
             ],
         }
         fills = {"ids": self.tokenizer.pad or 0}

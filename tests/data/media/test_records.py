@@ -165,7 +165,7 @@ def test_bad_lists_are_told_with_their_line(
         found(tmp_path / name)
 
 
-def test_bad_lines_can_be_left_out(tmp_path: Path) -> None:
+def test_d36_bad_and_blank_lines_can_be_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "1.png")
     (tmp_path / "a.tsv").write_text("label\tpath\nlost\n\ncat\t1.png\n")
     remarks: Counter[str] = Counter()
