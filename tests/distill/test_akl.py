@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.distill import akl
-from tencentpretrain.distill.akl import find_head
+from tencentpretrain.distill.akl import HeadSearch
 from tencentpretrain.distill.divergences import divergence_of
-from tencentpretrain.distill.outcomes import Outcomes
+from tencentpretrain.distill.outcomes import Normalised, Outcomes
 from tests.helpers.distill import divergence, logits_of
 
 RULES = ("official", "cover")
@@ -15,6 +15,10 @@ RULES = ("official", "cover")
 
 def outcomes_of(teacher: Tensor, student: Tensor) -> Outcomes:
     return Outcomes.of_logits(teacher, student)
+
+
+def of_logs(logs: Tensor) -> Normalised:
+    return Normalised(logs, logs.exp(), logs.new_zeros(len(logs), 1))
 
 
 def log(*probabilities: float) -> Tensor:
@@ -54,7 +58,7 @@ def test_a_head_that_goes_beyond_what_is_looked_at_first_is_found(
     monkeypatch.setattr(akl, "FIRST", 4)
     teacher = torch.randn(6, 300, dtype=torch.float64) * (sharpness + 1e-3)
     outcomes = outcomes_of(teacher, logits_of(6, 300))
-    found = find_head(outcomes.teacher, outcomes.student, 0.9, rule)  # type: ignore[arg-type]
+    found = HeadSearch(outcomes.teacher, outcomes.student, 0.9, rule).finish()  # type: ignore[arg-type]
     flags = sorted_head(outcomes.teacher, 0.9, rule)
     assert found.size.tolist() == flags.sum(-1).tolist()
     gaps = (outcomes.teacher - outcomes.student).abs() * flags
@@ -141,7 +145,7 @@ def test_where_both_are_equal_the_weight_is_what_was_chosen() -> None:
 def test_the_rest_of_a_stored_teacher_is_always_tail() -> None:
     p = torch.tensor([[0.3, 0.1, 0.6]], dtype=torch.float64)
     q = torch.tensor([[0.1, 0.1, 0.8]], dtype=torch.float64)
-    outcomes = Outcomes.of(p.log(), q.log(), has_rest=True)
+    outcomes = Outcomes.of(of_logs(p.log()), of_logs(q.log()), has_rest=True)
     details = divergence("akl_topk").measure(outcomes).details
     assert float(details["head_size"]) == 2
     assert float(details["head_gap"]) == pytest.approx(0.2)
