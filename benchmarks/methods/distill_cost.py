@@ -38,7 +38,6 @@ from tencentpretrain.train.precision import autocast, resolve_precision
 from tencentpretrain.types import Batch, Labels, Layout, Stream
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPE = resolve_precision("auto", DEVICE)
 VOCABULARY = 50257
 
 
@@ -62,17 +61,17 @@ def random_batch(rows: int, length: int) -> Batch:
 class Teaches:
     """A teacher's forward pass; its logits, too, where nobody else computes them."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.model = model.eval().requires_grad_(False)
         # As sure of itself as a trained model: 3 nats of entropy.
         self.model.get_parameter("embedding.word.weight").mul_(8)
-        if torch.float32 != DTYPE:
-            self.model.to(DTYPE)
+        self.model.to(dtype)
 
     def __call__(self, batch: Batch, with_logits: bool = False) -> Batch:
         target = self.model.target["lm"]
         assert isinstance(target, LmTarget)
-        with torch.no_grad(), autocast(DTYPE, DEVICE):
+        with torch.no_grad(), autocast(self.dtype, DEVICE):
             states = target.transform(self.model.encode(batch), batch)
             head = target.output
             if with_logits:
@@ -82,8 +81,8 @@ class Teaches:
         return add_teaching(batch, {"lm": Teaching(answer)})
 
 
-def step(model: Model, batch: Batch) -> None:
-    with autocast(DTYPE, DEVICE):
+def step(model: Model, batch: Batch, dtype: torch.dtype) -> None:
+    with autocast(dtype, DEVICE):
         loss = model(batch).losses["lm"].value
     loss.backward()
     model.zero_grad()
@@ -98,7 +97,8 @@ def timed(function: Callable[[], Any]) -> float:
 
 
 def compare_steps(options: argparse.Namespace) -> None:
-    teacher = Teaches(build(options.teacher_layers, options.teacher_width))
+    dtype = resolve_precision(options.precision, DEVICE)
+    teacher = Teaches(build(options.teacher_layers, options.teacher_width), dtype)
     plain = build(options.layers, options.width)
     batch = random_batch(options.batch, options.length)
     rows = [
@@ -110,10 +110,10 @@ def compare_steps(options: argparse.Namespace) -> None:
 
         def parts() -> None:
             teacher(batch, with_logits=True)
-            step(plain, batch)
+            step(plain, batch, dtype)
 
         def whole(student: Model = student) -> None:
-            step(student, teacher(batch))
+            step(student, teacher(batch), dtype)
 
         times = [(timed(parts), timed(whole)) for _ in range(options.repeats + 1)][1:]
         ratio = statistics.median(one / other for other, one in times)
@@ -123,6 +123,7 @@ def compare_steps(options: argparse.Namespace) -> None:
     words = f"--batch {options.batch} --length {options.length} --layers {options.layers}"
     words += f" --width {options.width} --teacher_layers {options.teacher_layers}"
     words += f" --teacher_width {options.teacher_width} --repeats {options.repeats}"
+    words += f" --precision {options.precision}"
     write_result("distill_cost", f"python -m benchmarks.methods.distill_cost {words}", rows)
 
 
@@ -190,6 +191,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("teacher_layers", 12), ("teacher_width", 768), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--vocabulary", type=int, default=128_000)
     parser.add_argument("--positions", type=int, default=2048)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.distill import akl
-from tencentpretrain.distill.akl import HeadSearch
+from tencentpretrain.distill.akl import Flags, HeadSearch, top
 from tencentpretrain.distill.divergences import divergence_of
 from tencentpretrain.distill.outcomes import Normalised, Outcomes
 from tests.helpers.distill import divergence, logits_of
@@ -63,6 +63,24 @@ def test_a_head_that_goes_beyond_what_is_looked_at_first_is_found(
     assert found.size.tolist() == flags.sum(-1).tolist()
     gaps = (outcomes.teacher - outcomes.student).abs() * flags
     torch.testing.assert_close(found.gap, gaps.sum(-1))
+
+
+@pytest.mark.parametrize("entries", [40, 511, 512, 1000, 1003])
+@pytest.mark.parametrize("count", [1, 8, 32])
+def test_the_greatest_are_found_in_groups(count: int, entries: int) -> None:
+    values = torch.randn(5, entries)
+    # A peak in one group, and a row that has but two values.
+    values[1, 16:48] += 9
+    values[2] = (torch.arange(entries) % 3 == 0).float()
+    found, places = top(values, count)
+    assert torch.equal(found, values.topk(count).values)
+    assert torch.equal(values.gather(1, places), found)
+    assert all(len(set(row)) == count for row in places.tolist())
+
+
+def test_flags_arrive_as_numbers_of_rows() -> None:
+    assert Flags(torch.tensor([True, False, True])).rows().tolist() == [0, 2]
+    assert Flags(torch.zeros(3, dtype=torch.bool)).rows().tolist() == []
 
 
 def test_the_published_example_of_the_two_rules() -> None:
