@@ -88,8 +88,8 @@ class HeadSearch:
         """The head of each position."""
         rows = None if self._asked is None else self._asked.rows()
         if rows is not None and len(rows):
-            pair = [probabilities[rows] for probabilities in self._pair]
-            more = HeadSearch(*pair, self._mass, self._rule, 8 * self._count).finish()
+            teacher, student = (probabilities[rows] for probabilities in self._pair)
+            more = HeadSearch(teacher, student, self._mass, self._rule, 8 * self._count).finish()
             self._head.size[rows], self._head.gap[rows] = more
         return self._head
 

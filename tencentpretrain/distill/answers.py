@@ -118,13 +118,12 @@ class StatesAnswer(Answer):
 
 def _soften(student: Normalised, size: int, temperature: float, scratch: Scratch) -> Normalised:
     """The distribution over the first entries with a temperature."""
-    log, plain, level = student
-    if temperature == 1 and size == log.shape[-1]:
+    if temperature == 1 and size == student.log.shape[-1]:
         return student
-    cut = log[:, :size]
+    cut = student.log[:, :size]
     logits = torch.div(cut, temperature, out=scratch("softened logits", cut.shape))
     softened = Normalised.of(logits, scratch("softened", cut.shape))
-    return softened._replace(level=softened.level + level / temperature)
+    return softened._replace(level=softened.level + student.level / temperature)
 
 
 @dataclass(frozen=True)
@@ -166,8 +165,8 @@ class TopAnswer(Answer):
             teachers.append(self.rest[:, None].to(others.dtype))
         elif temperature != 1:
             teachers[0] = (teachers[0] / temperature).log_softmax(-1)
-        pair = [_of_logs(torch.cat(parts, -1)) for parts in (teachers, students)]
-        outcomes = Outcomes.of(*pair, has_rest=mass is not None)
+        theirs, ours = (_of_logs(torch.cat(parts, -1)) for parts in (teachers, students))
+        outcomes = Outcomes.of(theirs, ours, has_rest=mass is not None)
         return _Bucketed(outcomes, vocabulary - self.entries, ids, others, mass)
 
 

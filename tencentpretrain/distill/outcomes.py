@@ -126,11 +126,11 @@ class Outcomes:
         """
         is_out = torch.isneginf(teacher) | torch.isneginf(student)
         exact = torch.promote_types(student.dtype, torch.float32)
-        pair = [
+        theirs, ours = (
             Normalised.of(logits.to(exact).masked_fill(is_out, LOWEST) / temperature)
             for logits in (teacher, student)
-        ]
-        return cls.of(*pair, has_logits=True)
+        )
+        return cls.of(theirs, ours, has_logits=True)
 
 
 def dot(left: Tensor, right: Tensor, out: Tensor) -> Tensor:

@@ -297,6 +297,10 @@ def test_shards_of_text_are_no_stored_teacher(
     stored = {"model.target.lm.stored": shards_of(folder)}
     assert student(folder, tmp_path / "run", **stored) == 2
     assert "is not a stored teacher" in capsys.readouterr().err
+    stored["model.target.lm.stored"] = tmp_path / "nowhere"
+    assert student(folder, tmp_path / "run", **stored) == 2
+    assert "nowhere does not exist; make a stored teacher with" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def write_table(path: Path, labels: tuple[str, ...] = ("no", "yes")) -> Path:

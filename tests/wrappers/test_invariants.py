@@ -116,7 +116,8 @@ def test_what_is_merged_is_not_saved_and_stays_merged(name: str) -> None:
 
 
 def test_dropout_is_of_what_the_update_reads_alone_and_once() -> None:
-    layer = AdaptedLinear(torch.nn.Linear(12, 10), update_of("moslora", rank=4, dropout=0.5), 0, "x")
+    update = update_of("moslora", rank=4, dropout=0.5)
+    layer = AdaptedLinear(torch.nn.Linear(12, 10), update, 0, "x")
     with torch.no_grad():
         layer.lora_b.normal_()
     assert layer.lora_mixer is not None
