@@ -100,7 +100,9 @@ class Flags:
     def __init__(self, flags: Tensor) -> None:
         self._device = flags.device
         self._flags = flags.to("cpu", non_blocking=True)
-        self._sent = torch.cuda.current_stream().record_event() if flags.is_cuda else None
+        self._sent = None
+        if flags.is_cuda:
+            self._sent = torch.cuda.current_stream(flags.device).record_event()
 
     def rows(self) -> Tensor:
         """Numbers of the rows whose flag is set."""
