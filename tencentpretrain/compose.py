@@ -99,7 +99,8 @@ def compose(command: str, words: Sequence[str]) -> Composed:
             result.problems += error.problems
     config = _compose(command, choices)
     numbers: list[tuple[str, Any]] = []
-    for argument in values:
+    # Whatever the order of the words, `a=sgd` says what component `a.momentum=0.9` is a key of.
+    for argument in sorted(values, key=lambda argument: argument.key.count(".")):
         problem = _apply(argument, config, numbers)
         result.problems += [problem] if problem else []
     result.data = _resolve(config)
@@ -151,11 +152,22 @@ def _apply(
     if spelled(value):
         numbers.append((key, value))
     try:
+        _open_components(config, key)
         OmegaConf.update(config, key, plain(value), merge=True, force_add=True)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         return Problem(key, f"cannot be set to `{argument.text}`: {reason}")
     return None
+
+
+def _open_components(config: DictConfig, key: str) -> None:
+    """Write components that are given by name, and that `key` is a key of, as `{name: ...}`."""
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        path = ".".join(parts[:end])
+        chosen = OmegaConf.select(config, path)
+        if isinstance(chosen, str):
+            OmegaConf.update(config, path, {"name": chosen})
 
 
 def _remove(config: DictConfig, key: str) -> Problem | None:

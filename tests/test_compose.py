@@ -232,6 +232,14 @@ def test_a_missing_value_is_left_to_the_decoder(models: Path) -> None:
     assert composed("model=bert/open", "model.hidden=3")["model"]["hidden"] == 3
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_keys_of_a_component_that_is_given_by_name(order: int) -> None:
+    key = "target.lm.divergence"
+    words = [f"{key}=akl", f"{key}.mu=0.4", "target.lm.ratio=1"]
+    found = composed(*words[::order])["target"]["lm"]
+    assert found == {"divergence": {"name": "akl", "mu": 0.4}, "ratio": 1}
+
+
 def test_removal() -> None:
     data = composed("model=bert/base", "~model.target.nsp", "~schedule")
     assert data["model"]["target"] == {"mlm": {}}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.common import write_result
 from tencentpretrain.config import decode
-from tencentpretrain.distill.akl import find_head
+from tencentpretrain.distill.akl import HeadSearch
 from tencentpretrain.distill.divergences import DIVERGENCES, Divergence, divergence_of
 
 OBJECTIVES = ("fkl", "rkl", "mix", "akl")
@@ -72,7 +72,7 @@ def gaps(teacher: Tensor, student: Tensor) -> Gaps:
     """Mean gaps in head and tail, and of both together."""
     p, q = teacher.softmax(-1), student.softmax(-1)
     total = (p - q).abs().sum(-1)
-    head = find_head(p, q, 0.5, "official").gap
+    head = HeadSearch(p, q, 0.5, "official").finish().gap
     return float(head.mean()), float((total - head).mean()), float(total.mean())
 
 

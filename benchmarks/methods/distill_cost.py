@@ -38,7 +38,6 @@ from tencentpretrain.train.precision import autocast, resolve_precision
 from tencentpretrain.types import Batch, Labels, Layout, Stream
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPE = resolve_precision("auto", DEVICE)
 VOCABULARY = 50257
 
 
@@ -62,17 +61,17 @@ def random_batch(rows: int, length: int) -> Batch:
 class Teaches:
     """A teacher's forward pass; its logits, too, where nobody else computes them."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.model = model.eval().requires_grad_(False)
         # As sure of itself as a trained model: 3 nats of entropy.
         self.model.get_parameter("embedding.word.weight").mul_(8)
-        if torch.float32 != DTYPE:
-            self.model.to(DTYPE)
+        self.model.to(dtype)
 
     def __call__(self, batch: Batch, with_logits: bool = False) -> Batch:
         target = self.model.target["lm"]
         assert isinstance(target, LmTarget)
-        with torch.no_grad(), autocast(DTYPE, DEVICE):
+        with torch.no_grad(), autocast(self.dtype, DEVICE):
             states = target.transform(self.model.encode(batch), batch)
             head = target.output
             if with_logits:
@@ -82,48 +81,59 @@ class Teaches:
         return add_teaching(batch, {"lm": Teaching(answer)})
 
 
-def step(model: Model, batch: Batch) -> None:
-    with autocast(DTYPE, DEVICE):
+def step(model: Model, batch: Batch, dtype: torch.dtype) -> None:
+    with autocast(dtype, DEVICE):
         loss = model(batch).losses["lm"].value
     loss.backward()
     model.zero_grad()
 
 
 def timed(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    """Seconds; of a CPU those that were spent on this process, whoever else has it meanwhile."""
+    clock = time.perf_counter if DEVICE.type == "cuda" else time.process_time
+    start = clock()
     function()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def compare_steps(options: argparse.Namespace) -> None:
-    teacher = Teaches(build(options.teacher_layers, options.teacher_width))
-    plain = build(options.layers, options.width)
-    batch = random_batch(options.batch, options.length)
     rows = [
-        "| divergence | teacher + student | distillation | ratio |",
-        "|---|---|---|---|",
+        "| products in | divergence | teacher + student | distillation | ratio |",
+        "|---|---|---|---|---|",
     ]
-    for name in options.divergences:
-        student = build(options.layers, options.width, name)
-
-        def parts() -> None:
-            teacher(batch, with_logits=True)
-            step(plain, batch)
-
-        def whole(student: Model = student) -> None:
-            step(student, teacher(batch))
-
-        times = [(timed(parts), timed(whole)) for _ in range(options.repeats + 1)][1:]
-        ratio = statistics.median(one / other for other, one in times)
-        first, second = (statistics.median(column) for column in zip(*times, strict=True))
-        rows.append(f"| {name} | {first:.3f} s | {second:.3f} s | {ratio:.3f} |")
-        print(rows[-1], flush=True)
+    for precision in options.precision:
+        dtype = resolve_precision(precision, DEVICE)
+        teacher = Teaches(build(options.teacher_layers, options.teacher_width), dtype)
+        for name in options.divergences:
+            rows.append(f"| {dtype} | {name} | {compared(name, teacher, options)} |")
+            print(rows[-1], flush=True)
     words = f"--batch {options.batch} --length {options.length} --layers {options.layers}"
     words += f" --width {options.width} --teacher_layers {options.teacher_layers}"
     words += f" --teacher_width {options.teacher_width} --repeats {options.repeats}"
+    words += f" --precision {' '.join(options.precision)}"
+    words += f" --divergences {' '.join(options.divergences)}"
     write_result("distill_cost", f"python -m benchmarks.methods.distill_cost {words}", rows)
+
+
+def compared(name: str, teacher: Teaches, options: argparse.Namespace) -> str:
+    """Cells of the table: seconds of the parts and of the whole, and the median of their ratios."""
+    plain = build(options.layers, options.width)
+    student = build(options.layers, options.width, name)
+    batch = random_batch(options.batch, options.length)
+
+    def parts() -> None:
+        teacher(batch, with_logits=True)
+        step(plain, batch, teacher.dtype)
+
+    def whole() -> None:
+        step(student, teacher(batch), teacher.dtype)
+
+    times = [(timed(parts), timed(whole)) for _ in range(options.repeats + 1)][1:]
+    ratio = statistics.median(one / other for other, one in times)
+    first, second = (statistics.median(column) for column in zip(*times, strict=True))
+    return f"{first:.3f} s | {second:.3f} s | {ratio:.3f}"
 
 
 def akl() -> Divergence:
@@ -190,6 +200,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("teacher_layers", 12), ("teacher_width", 768), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    precisions = ("auto", "fp32", "bf16")
+    parser.add_argument("--precision", nargs="+", choices=precisions, default=["auto"])
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--vocabulary", type=int, default=128_000)
     parser.add_argument("--positions", type=int, default=2048)

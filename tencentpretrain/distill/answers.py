@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tencentpretrain.distill.outcomes import Outcomes
+from tencentpretrain.distill.outcomes import Normalised, Outcomes, Scratch
 from tencentpretrain.types import Batch, ModelOutput
 
 TEACHING: Final = "teaching"
@@ -27,13 +27,11 @@ class Compared:
 
     Args:
         outcomes: The distributions, tempered.
-        plain: [N, V] what the student says without a temperature; None if it is kept elsewhere.
         rest: Entries of the student's output layer behind those that are compared.
     """
 
-    def __init__(self, outcomes: Outcomes, plain: Tensor | None, rest: int) -> None:
+    def __init__(self, outcomes: Outcomes, rest: int) -> None:
         self.outcomes = outcomes
-        self.plain = plain
         self.rest = rest
 
     def spread(self, gradient: Tensor) -> Tensor:
@@ -69,14 +67,14 @@ class Answer(ABC):
         """
 
     @abstractmethod
-    def compare(self, log_student: Tensor, first: Tensor, temperature: float) -> Compared:
+    def compare(self, student: Normalised, temperature: float, scratch: Scratch) -> Compared:
         """Compare with the student; for what `part` gave.
 
         Args:
-            log_student: [N, V] log-probabilities of the student, at least in fp32. With
-                temperature 1 they may be written over.
-            first: [N, 1] first logit of the student.
+            student: Its distribution over the V entries, at least in fp32; written over, but for
+                `plain`.
             temperature: What logits are divided by.
+            scratch: Memory for what is computed.
         """
 
 
@@ -107,24 +105,25 @@ class StatesAnswer(Answer):
             logits = F.linear(logits.to(self.weight.dtype), self.weight, self.bias)
         return StatesAnswer(logits[:, : self.entries])
 
-    def compare(self, log_student: Tensor, first: Tensor, temperature: float) -> Compared:
-        size = min(self.states.shape[-1], log_student.shape[-1])
-        logits = self.states[:, :size].to(log_student.dtype)
+    def compare(self, student: Normalised, temperature: float, scratch: Scratch) -> Compared:
+        vocabulary = student.log.shape[-1]
+        size = min(self.states.shape[-1], vocabulary)
+        softened = _soften(student, size, temperature, scratch)
+        logits = scratch("teacher logits", softened.log.shape).copy_(self.states[:, :size])
         if temperature != 1:
-            logits = logits / temperature
-        log_teacher = logits.log_softmax(-1)
-        log_soft, is_plain = _soften(log_student, size, temperature)
-        level = logits[:, :1] - log_teacher[:, :1] - (first / temperature - log_soft[:, :1])
-        outcomes = Outcomes.of(log_teacher, log_soft, level)
-        rest = log_student.shape[-1] - size
-        return Compared(outcomes, outcomes.student if is_plain else None, rest)
+            logits.div_(temperature)
+        teacher = Normalised.of(logits, scratch("teacher", logits.shape))
+        return Compared(Outcomes.of(teacher, softened, has_logits=True), vocabulary - size)
 
 
-def _soften(log_student: Tensor, size: int, temperature: float) -> tuple[Tensor, bool]:
-    """Tempered log-probabilities of the first entries, and whether that changes nothing."""
-    if temperature == 1 and size == log_student.shape[-1]:
-        return log_student, True
-    return (log_student[:, :size] / temperature).log_softmax(-1), False
+def _soften(student: Normalised, size: int, temperature: float, scratch: Scratch) -> Normalised:
+    """The distribution over the first entries with a temperature."""
+    if temperature == 1 and size == student.log.shape[-1]:
+        return student
+    cut = student.log[:, :size]
+    logits = torch.div(cut, temperature, out=scratch("softened logits", cut.shape))
+    softened = Normalised.of(logits, scratch("softened", cut.shape))
+    return softened._replace(level=softened.level + student.level / temperature)
 
 
 @dataclass(frozen=True)
@@ -151,24 +150,29 @@ class TopAnswer(Answer):
     def part(self, chunk: slice, kept: Tensor | None = None) -> TopAnswer:
         return replace(self, ids=self.ids[chunk], scores=self.scores[chunk], rest=self.rest[chunk])
 
-    def compare(self, log_student: Tensor, first: Tensor, temperature: float) -> Compared:
+    def compare(self, student: Normalised, temperature: float, scratch: Scratch) -> Compared:
         # The mass of the rest is known without a temperature only.
         assert temperature == 1 or self.knows_all
-        log_soft, is_plain = _soften(log_student, self.entries, temperature)
-        rest, ids = log_student.shape[-1] - self.entries, self.ids
-        students = [log_soft.gather(1, ids)]
-        teachers = [self.scores.to(log_soft.dtype)]
-        soft = log_soft.exp_()
-        others, mass = soft.scatter(1, ids, 0.0), None
+        vocabulary, ids = student.log.shape[-1], self.ids
+        softened = _soften(student, self.entries, temperature, scratch)
+        students = [softened.log.gather(1, ids)]
+        teachers = [self.scores.to(softened.log.dtype)]
+        others = softened.log.copy_(softened.plain).scatter_(1, ids, 0.0)
+        mass = None
         if not self.knows_all:
             mass = others.sum(-1, keepdim=True).clamp_(min=torch.finfo(others.dtype).tiny)
             students.append(mass.log())
-            teachers.append(self.rest[:, None].to(log_soft.dtype))
+            teachers.append(self.rest[:, None].to(others.dtype))
         elif temperature != 1:
             teachers[0] = (teachers[0] / temperature).log_softmax(-1)
-        log_teacher, log_student = torch.cat(teachers, -1), torch.cat(students, -1)
-        outcomes = Outcomes.of(log_teacher, log_student, has_rest=mass is not None)
-        return _Bucketed(outcomes, soft if is_plain else None, rest, ids, others, mass)
+        theirs, ours = (_of_logs(torch.cat(parts, -1)) for parts in (teachers, students))
+        outcomes = Outcomes.of(theirs, ours, has_rest=mass is not None)
+        return _Bucketed(outcomes, vocabulary - self.entries, ids, others, mass)
+
+
+def _of_logs(log: Tensor) -> Normalised:
+    """The distribution with the log-probabilities `log` [N, V]."""
+    return Normalised(log, log.exp(), log.new_zeros(len(log), 1))
 
 
 class _Bucketed(Compared):
@@ -177,13 +181,12 @@ class _Bucketed(Compared):
     def __init__(
         self,
         outcomes: Outcomes,
-        plain: Tensor | None,
         rest: int,
         ids: Tensor,
         others: Tensor,
         mass: Tensor | None,
     ) -> None:
-        super().__init__(outcomes, plain, rest)
+        super().__init__(outcomes, rest)
         self.ids, self.others, self.mass = ids, others, mass
 
     def _of_entries(self, gradient: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tencentpretrain.config import ComponentConfig
-from tencentpretrain.distill.outcomes import Outcomes
+from tencentpretrain.distill.outcomes import Outcomes, dot
 from tencentpretrain.registry import Registry
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -62,7 +62,7 @@ class Divergence(ABC):
 
     @abstractmethod
     def measure(self, outcomes: Outcomes) -> Measured:
-        """Values and gradients; `outcomes.gap` may be written over."""
+        """Values and gradients; `outcomes.gap` and `outcomes.spare` may be written over."""
 
 
 DIVERGENCES: Registry[Divergence] = Registry("divergence", "tencentpretrain.distill")
@@ -159,17 +159,19 @@ class JensenShannon(Divergence):
     def measure(self, outcomes: Outcomes) -> Measured:
         beta, gap = self.config.beta, outcomes.gap
         # [N, V] log(m / q)
-        mixed = _log_mixture(gap, beta)
-        of_teacher = torch.linalg.vecdot(outcomes.teacher, gap.sub_(mixed))
-        of_student = torch.linalg.vecdot(outcomes.student, mixed)
-        flow = mixed.mul_(outcomes.student).mul_(beta - 1)
+        mixed = _log_mixture(outcomes, beta)
+        of_teacher = dot(outcomes.teacher, gap.sub_(mixed), out=gap)
+        flow = mixed.mul_(outcomes.student)
+        of_student = flow.sum(-1)
+        flow.mul_(beta - 1)
         values = beta * of_teacher - (1 - beta) * of_student
         return Measured(values, _through_softmax(flow, outcomes.student), {})
 
 
-def _log_mixture(gap: Tensor, share: float) -> Tensor:
-    """log(share e^gap + 1 - share) [N, V], which never overflows."""
-    return torch.logaddexp(gap + math.log(share), gap.new_tensor(math.log1p(-share)))
+def _log_mixture(outcomes: Outcomes, share: float) -> Tensor:
+    """log(share e^gap + 1 - share) [N, V], which never overflows; in the spare memory."""
+    mixed = torch.add(outcomes.gap, math.log(share), out=outcomes.spare)
+    return torch.logaddexp(mixed, mixed.new_tensor(math.log1p(-share)), out=mixed)
 
 
 class _Skewed(Divergence):
@@ -184,8 +186,8 @@ class SkewForwardKl(_Skewed):
 
     def measure(self, outcomes: Outcomes) -> Measured:
         skew = self.config.skew
-        mixed = _log_mixture(outcomes.gap, skew)
-        values = torch.linalg.vecdot(outcomes.teacher, outcomes.gap.sub_(mixed))
+        mixed, gap = _log_mixture(outcomes, skew), outcomes.gap
+        values = dot(outcomes.teacher, gap.sub_(mixed), out=gap)
         flow = mixed.neg_().exp_().mul_(outcomes.teacher).mul_(skew - 1)
         return Measured(values, _through_softmax(flow, outcomes.student), {})
 
@@ -196,10 +198,10 @@ class SkewReverseKl(_Skewed):
 
     def measure(self, outcomes: Outcomes) -> Measured:
         skew = self.config.skew
-        mixed = _log_mixture(outcomes.gap, 1 - skew)
-        values = -torch.linalg.vecdot(outcomes.student, mixed)
+        mixed, gap = _log_mixture(outcomes, 1 - skew), outcomes.gap
+        values = -dot(outcomes.student, mixed, out=gap)
         # df/dq = log(q / m) + 1 - skew q / m
-        slope = mixed.neg().exp_().mul_(-skew).add_(1).sub_(mixed)
+        slope = torch.neg(mixed, out=gap).exp_().mul_(-skew).add_(1).sub_(mixed)
         return Measured(
             values, _through_softmax(slope.mul_(outcomes.student), outcomes.student), {}
         )
@@ -225,11 +227,11 @@ class LogitError(Divergence):
         assert outcomes.level is not None
         difference = outcomes.gap.add_(outcomes.level)
         count = difference.shape[-1]
-        values = torch.linalg.vecdot(difference, difference) / count
+        values = dot(difference, difference, out=outcomes.spare) / count
         return Measured(values, difference.mul_(-2 / count), {})
 
 
 def distances(outcomes: Outcomes) -> Tensor:
-    """Sum of |p - q| [N], twice the total variation."""
-    difference = outcomes.teacher - outcomes.student
+    """Sum of |p - q| [N], twice the total variation; uses the spare memory."""
+    difference = torch.sub(outcomes.teacher, outcomes.student, out=outcomes.spare)
     return difference.abs_().sum(-1)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tencentpretrain.config import ConfigError
 from tencentpretrain.data.loader import Examples
-from tencentpretrain.data.shard_format import MAIN, Column, token_dtype
+from tencentpretrain.data.shard_format import INDEX, MAIN, Column, token_dtype
 from tencentpretrain.data.shards import ShardSet, open_shards
 from tencentpretrain.distill.answers import StatesAnswer, Teaching, TopAnswer, add_teaching
 from tencentpretrain.distill.divergences import Divergence
@@ -119,9 +119,10 @@ def open_store(path: Path, setting: Setting) -> ShardSet:
     Raises:
         DataError: if it is none, has another vocabulary, or knows too few epochs.
     """
-    store = open_shards(path)
-    if not store.columns.keys() >= COLUMNS:
-        raise DataError(f"{path} is not a stored teacher; make one with scripts/store_teacher.py")
+    store = open_shards(path) if (path / INDEX).is_file() else None
+    if store is None or not store.columns.keys() >= COLUMNS:
+        problem = "is not a stored teacher" if path.exists() else "does not exist"
+        raise DataError(f"{path} {problem}; make a stored teacher with scripts/store_teacher.py")
     written = setting.target_tokenizer or setting.tokenizer
     if written is not None and store.tokenizer_fingerprint != written.fingerprint:
         raise DataError(

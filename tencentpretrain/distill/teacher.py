@@ -68,13 +68,20 @@ class Teacher:
         """Answer target `label` from now on, and show it the layers that it wants.
 
         Raises:
-            CheckpointError: if the teacher has no such target.
+            CheckpointError: if the teacher has no such target, or one that rules entries out.
         """
         names = self.model.target.names
         if label not in names:
             raise CheckpointError(
                 f"the teacher `{self.saved.checkpoint.path}` has not learned `{label}`: its "
                 f"targets are {', '.join(names) or 'none'}; give one that was trained for it"
+            )
+        target = self.model.target[label]
+        bias = target.output.bias if isinstance(target, VocabularyTarget) else None
+        if bias is not None and not bool(bias.isfinite().all()):
+            raise CheckpointError(
+                f"the teacher `{self.saved.checkpoint.path}` rules entries out by an infinite bias "
+                f"of `{label}`, from which no divergence is finite; make such biases -30"
             )
         self.wishes[label] = want
         self.want |= want

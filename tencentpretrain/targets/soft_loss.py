@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from tencentpretrain.distill.answers import Answer
 from tencentpretrain.distill.divergences import Divergence
+from tencentpretrain.distill.outcomes import Normalised, Scratch
 from tencentpretrain.targets.cross_entropy import add_product, row_chunks, scaled_gradients
 from tencentpretrain.types import IGNORE, Ratio
 
@@ -124,6 +125,7 @@ class _Distillation(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         needs = [trains and needed for needed in ctx.needs_input_grad[:3]]
         layer = _OutputLayer(states, Head(weight, bias), needs)
+        scratch = Scratch(layer.exact, states.device)
         sums = torch.zeros(len(terms.figures), dtype=layer.exact, device=states.device)
         width = states.shape[-1]
         vocabulary = width if weight is None else len(weight)
@@ -134,8 +136,10 @@ class _Distillation(torch.autograd.Function):
                 inputs = states[chunk].to(layer.dtype).masked_fill(~kept[:, None], 0.0)
                 logits, part = layer(inputs), answer.part(chunk, kept)
                 for rows in _blocks(logits, layer.exact):
-                    exact = logits[rows].to(layer.exact)
-                    one = _teach(exact, classes[rows], part.part(rows), terms)
+                    exact = logits[rows]
+                    if exact.dtype != layer.exact:
+                        exact = scratch("logits", exact.shape).copy_(exact)
+                    one = _teach(exact, classes[rows], part.part(rows), terms, scratch)
                     sums += one.figures.where(kept[rows], 0.0).sum(-1)
                     if layer.trains:
                         logits[rows] = one.gradient
@@ -169,18 +173,18 @@ class _Taught(NamedTuple):
     figures: Tensor
 
 
-def _teach(logits: Tensor, labels: Tensor, answer: Answer, terms: Terms) -> _Taught:
-    """Rows whose label is `IGNORE` get finite numbers, too."""
-    first = logits[:, :1].clone()
-    log_student = logits.log_softmax(-1)
-    del logits
+def _teach(
+    logits: Tensor, labels: Tensor, answer: Answer, terms: Terms, scratch: Scratch
+) -> _Taught:
+    """Rows whose label is `IGNORE` get finite numbers, too; `logits` are written over."""
     index = labels.masked_fill(labels == IGNORE, 0)[:, None]
-    is_correct = log_student.max(-1, keepdim=True).indices == index
-    wanted = log_student.gather(-1, index)
+    is_correct = logits.max(-1, keepdim=True).indices == index
+    student = Normalised.of(logits, scratch("student", logits.shape))
+    wanted = student.log.gather(-1, index)
     if terms.smoothing:
-        mean = log_student.mean(-1, keepdim=True)
+        mean = student.log.mean(-1, keepdim=True)
         wanted = (1 - terms.smoothing) * wanted + terms.smoothing * mean
-    compared = answer.compare(log_student, first, terms.temperature)
+    compared = answer.compare(student, terms.temperature, scratch)
     outcomes = compared.outcomes
     measured = terms.divergence.measure(outcomes)
     columns = [
@@ -193,8 +197,7 @@ def _teach(logits: Tensor, labels: Tensor, answer: Answer, terms: Terms) -> _Tau
     gradient = compared.spread(measured.gradient.mul_(soft))
     hard = 1 - terms.ratio
     if hard:
-        plain = log_student.exp_() if compared.plain is None else compared.plain
-        gradient.add_(plain, alpha=hard)
+        gradient.add_(student.plain, alpha=hard)
         if terms.smoothing:
             gradient.sub_(hard * terms.smoothing / gradient.shape[-1])
         label = hard * (terms.smoothing - 1)

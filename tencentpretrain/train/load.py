@@ -182,9 +182,10 @@ def _check_some(report: LoadReport, named: Named, tensors: Iterable[str]) -> Non
     if not report.matched and (report.missing or report.mismatched):
         wanted = listed(names[0] for _, names in named[:3])
         found = listed(sorted(tensors)[:3]) or "none"
+        differ = [f"`{name}` is {how}" for name, how in list(report.mismatched.items())[:3]]
         raise CheckpointError(
             f"0 of {len(named)} tensors match: is this the right model? "
-            f"It has {wanted}, the file has {found}"
+            + ("; ".join(differ) or f"It has {wanted}, the file has {found}")
         )
 
 

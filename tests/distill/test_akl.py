@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.distill import akl
-from tencentpretrain.distill.akl import find_head
+from tencentpretrain.distill.akl import Flags, HeadSearch, top
 from tencentpretrain.distill.divergences import divergence_of
-from tencentpretrain.distill.outcomes import Outcomes
+from tencentpretrain.distill.outcomes import Normalised, Outcomes
 from tests.helpers.distill import divergence, logits_of
 
 RULES = ("official", "cover")
@@ -15,6 +15,10 @@ RULES = ("official", "cover")
 
 def outcomes_of(teacher: Tensor, student: Tensor) -> Outcomes:
     return Outcomes.of_logits(teacher, student)
+
+
+def of_logs(logs: Tensor) -> Normalised:
+    return Normalised(logs, logs.exp(), logs.new_zeros(len(logs), 1))
 
 
 def log(*probabilities: float) -> Tensor:
@@ -54,11 +58,29 @@ def test_a_head_that_goes_beyond_what_is_looked_at_first_is_found(
     monkeypatch.setattr(akl, "FIRST", 4)
     teacher = torch.randn(6, 300, dtype=torch.float64) * (sharpness + 1e-3)
     outcomes = outcomes_of(teacher, logits_of(6, 300))
-    found = find_head(outcomes.teacher, outcomes.student, 0.9, rule)  # type: ignore[arg-type]
+    found = HeadSearch(outcomes.teacher, outcomes.student, 0.9, rule).finish()  # type: ignore[arg-type]
     flags = sorted_head(outcomes.teacher, 0.9, rule)
     assert found.size.tolist() == flags.sum(-1).tolist()
     gaps = (outcomes.teacher - outcomes.student).abs() * flags
     torch.testing.assert_close(found.gap, gaps.sum(-1))
+
+
+@pytest.mark.parametrize("entries", [40, 511, 512, 1000, 1003])
+@pytest.mark.parametrize("count", [1, 8, 32])
+def test_the_greatest_are_found_in_groups(count: int, entries: int) -> None:
+    values = torch.randn(5, entries)
+    # A peak in one group, and a row that has but two values.
+    values[1, 16:48] += 9
+    values[2] = (torch.arange(entries) % 3 == 0).float()
+    found, places = top(values, count)
+    assert torch.equal(found, values.topk(count).values)
+    assert torch.equal(values.gather(1, places), found)
+    assert all(len(set(row)) == count for row in places.tolist())
+
+
+def test_flags_arrive_as_numbers_of_rows() -> None:
+    assert Flags(torch.tensor([True, False, True])).rows().tolist() == [0, 2]
+    assert Flags(torch.zeros(3, dtype=torch.bool)).rows().tolist() == []
 
 
 def test_the_published_example_of_the_two_rules() -> None:
@@ -141,7 +163,7 @@ def test_where_both_are_equal_the_weight_is_what_was_chosen() -> None:
 def test_the_rest_of_a_stored_teacher_is_always_tail() -> None:
     p = torch.tensor([[0.3, 0.1, 0.6]], dtype=torch.float64)
     q = torch.tensor([[0.1, 0.1, 0.8]], dtype=torch.float64)
-    outcomes = Outcomes.of(p.log(), q.log(), has_rest=True)
+    outcomes = Outcomes.of(of_logs(p.log()), of_logs(q.log()), has_rest=True)
     details = divergence("akl_topk").measure(outcomes).details
     assert float(details["head_size"]) == 2
     assert float(details["head_gap"]) == pytest.approx(0.2)

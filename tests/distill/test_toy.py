@@ -14,3 +14,10 @@ def test_forward_fits_the_head_reverse_the_tail_and_the_adaptive_one_most(seed: 
     assert tail["rkl"] < tail["akl"] < tail["fkl"]
     assert min(total, key=lambda name: total[name]) in ("akl", "mix")
     assert total["akl"] < min(total["fkl"], total["rkl"])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_student_of_any_rank_reaches_the_teacher_by_all_of_them(name: str) -> None:
+    """All have one minimum; they differ in the way there."""
+    toy = Toy(positions=24, outcomes=40, rank=None, rate=0.1)
+    assert learn(toy, name, 0, [400])[400][2] <= 1e-4

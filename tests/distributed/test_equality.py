@@ -22,7 +22,6 @@ STEADY: dict[str, Any] = {
     "model.encoder.layers": 2,
     "trainer.max_norm": 0.5,
     "optim.lr": 1e-3,
-    "trainer.precision": "fp32",  # auto is bf16 on some CPUs
 }
 MODELS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -184,6 +183,26 @@ def test_a_student_learns_all_of_its_parameters(
     words = (*words_of(shards, tmp_path / "two", **keys), *words)
     assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
     assert difference(tmp_path / "one", tmp_path / "two") < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("strategy", "wrapper"), [("ddp", "lora"), ("fsdp", "moslora"), ("fsdp", "dora")]
+)
+def test_an_adapter_is_learned_by_many_processes(
+    strategy: str, wrapper: str, shards: Path, alone: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its checkpoints hold the adapter alone, and go on with any number of processes."""
+    keys = {**STEADY, "init": alone["bert"], "trainer.steps": 4, "trainer.eval_every": 2}
+    keys |= {f"wrappers.{wrapper}.rank": 3, f"wrappers.{wrapper}.dropout": 0.0}
+    assert pretrain(shards, tmp_path / "one", **keys) == 0
+    world, words = STRATEGIES[strategy]
+    words = (*words_of(shards, tmp_path / "two", **keys), *words, "trainer.stop_after=2")
+    assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
+    assert pretrain(shards, tmp_path / "two", **keys) == 0
+    assert difference(tmp_path / "one", tmp_path / "two") < 2e-6
+    saved = find_latest(tmp_path / "two" / "checkpoints")
+    assert saved is not None
+    assert "embedding.word.weight" not in saved.tensors("model")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -13,6 +13,7 @@ import torch
 
 from tencentpretrain.cli import main
 from tencentpretrain.distill.teacher import Teacher
+from tencentpretrain.errors import CheckpointError
 from tencentpretrain.targets.companion import Setting, without_companions
 from tencentpretrain.targets.lm import LmTarget
 from tencentpretrain.train.saved_checkpoint import Checkpoint, open_checkpoint
@@ -297,6 +298,10 @@ def test_shards_of_text_are_no_stored_teacher(
     stored = {"model.target.lm.stored": shards_of(folder)}
     assert student(folder, tmp_path / "run", **stored) == 2
     assert "is not a stored teacher" in capsys.readouterr().err
+    stored["model.target.lm.stored"] = tmp_path / "nowhere"
+    assert student(folder, tmp_path / "run", **stored) == 2
+    assert "nowhere does not exist; make a stored teacher with" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def write_table(path: Path, labels: tuple[str, ...] = ("no", "yes")) -> Path:
@@ -376,6 +381,16 @@ def test_the_teacher_is_frozen_in_a_precision_of_its_own(folder: Path) -> None:
         answers.append(answer.part(slice(None)).states.float())
         assert not answer.states.requires_grad
     torch.testing.assert_close(answers[0], answers[1], rtol=0.05, atol=0.05)
+
+
+def test_a_teacher_that_rules_entries_out_is_refused(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder / "bert")
+    setting = Setting(torch.device("cpu"), torch.float32, RandomExamples(), 1)
+    teacher = Teacher.of(checkpoint.path, torch.float32, _with_tokenizer(setting, checkpoint))
+    teacher.teach("mlm")
+    teacher.model.get_parameter("target.mlm.output.bias")[7] = -torch.inf
+    with pytest.raises(CheckpointError, match="rules entries out by an infinite bias of `mlm`"):
+        teacher.teach("mlm")
 
 
 def _with_tokenizer(setting: Setting, checkpoint: Checkpoint) -> Setting:

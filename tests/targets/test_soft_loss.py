@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tencentpretrain.distill.answers import Answer, StatesAnswer, TopAnswer
 from tencentpretrain.distill.divergences import divergence_of
+from tencentpretrain.distill.outcomes import Scratch
 from tencentpretrain.distill.stored import top_of
-from tencentpretrain.targets import cross_entropy
+from tencentpretrain.targets import cross_entropy, soft_loss
 from tencentpretrain.targets.soft_loss import Head, Terms, distillation_loss
 from tencentpretrain.types import IGNORE
 from tests.helpers.distill import KEYS, divergence, plain
@@ -96,18 +97,51 @@ def test_loss_and_gradients_are_those_of_whole_logits(
         torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["akl", "fkl"])
-def test_chunks_change_nothing_in_single_precision(
-    name: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", sorted([*KEYS, "akl"]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_chunks_and_blocks_change_nothing(
+    dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, results = Case(torch.float32), []
-    for rows in (ROWS, 3):
+    case, results = Case(dtype), []
+    for rows, block in ((ROWS, 1 << 20), (5, 1)):
         chunked(monkeypatch, rows)
-        total, figures = case.loss(Terms(divergence(name)))
+        monkeypatch.setattr(soft_loss, "BLOCK_BYTES", block)
+        total, figures = case.loss(Terms(divergence(name, **KEYS.get(name, {}))))
         sums = [figure.total for figure in figures.values()]
         results.append([total.detach(), *sums, *torch.autograd.grad(total, case.tensors)])
     for whole, parts in zip(*results, strict=True):
-        torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(whole, parts, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["akl", "fkl"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_blocks_share_their_memory(
+    temperature: float, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New memory for every block would cost more than what is computed in it."""
+    monkeypatch.setattr(soft_loss, "BLOCK_BYTES", 1)
+    taken = []
+
+    def counted(scratch: Scratch, name: str, shape: torch.Size) -> Tensor:
+        memory = given(scratch, name, shape)
+        taken.append((name, memory.data_ptr()))
+        return memory
+
+    given = Scratch.__call__
+    monkeypatch.setattr(Scratch, "__call__", counted)
+    case = Case(torch.float32)
+    case.loss(Terms(divergence(name), temperature=temperature))
+    names = {one for one, _ in taken}
+    assert len(set(taken)) == len({place for _, place in taken}) == len(names)
+    assert len(taken) == ROWS * len(names)
+
+
+def test_memory_that_is_too_small_is_replaced() -> None:
+    scratch = Scratch(torch.float32, torch.device("cpu"))
+    first = scratch("one", torch.Size((2, 3)))
+    assert scratch("one", torch.Size((1, 3))).data_ptr() == first.data_ptr()
+    assert scratch("two", torch.Size((2, 3))).data_ptr() != first.data_ptr()
+    assert scratch("one", torch.Size((4, 3))).shape == (4, 3)
 
 
 def test_the_loss_is_the_sum_over_supervised_positions_one_by_one() -> None:

@@ -123,6 +123,9 @@ def test_a_file_of_which_nothing_is_used_is_refused_whatever_is_allowed() -> Non
     assert "`bert.norm.bias`" in str(e.value)
     with pytest.raises(CheckpointError, match="the file has none"):
         load_weights(Tied(), {}, ["*"])
+    wide = {name: torch.zeros(9, 9) for name in state_tensors(Tied())}
+    with pytest.raises(CheckpointError, match=r"right model\? `.*` is \[9, 9\] in the file, \["):
+        load_weights(Tied(), wide, ["*"], ["*"], ["*"])
 
 
 def test_other_precisions_are_converted_and_reported() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tencentpretrain.layers.dropout import dropout
 from tencentpretrain.wrappers.adapter import AdaptedLinear, merge, unmerge
 from tencentpretrain.wrappers.factors import mixed_down, updated
 from tests.helpers.adapters import Layers, adapted, factors, same, train, trained, update_of
@@ -95,6 +96,39 @@ def test_merged_equals_unmerged(kind: dict[str, Any]) -> None:
     assert same(factors(model, "weight"), weights)
     unmerge(model)
     assert torch.equal(model(states()), before)
+
+
+@pytest.mark.parametrize("name", ["lora", "moslora", "dora"])
+def test_what_is_merged_is_not_saved_and_stays_merged(name: str) -> None:
+    model = trained(adapted(name)).eval()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    merge(model)
+    answer, after = model(states()), model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[n], t) for n, t in after.items())
+    assert torch.equal(model(states()), answer)
+    # Whoever loads it computes the same, merged or not.
+    other = adapted(name, seed=8).eval()
+    other.load_state_dict(after)
+    assert (other(states()) - answer).abs().max() <= 1e-6
+    merge(other)
+    assert torch.equal(other(states()), answer)
+
+
+def test_dropout_is_of_what_the_update_reads_alone_and_once() -> None:
+    update = update_of("moslora", rank=4, dropout=0.5)
+    layer = AdaptedLinear(torch.nn.Linear(12, 10), update, 0, "x")
+    with torch.no_grad():
+        layer.lora_b.normal_()
+    assert layer.lora_mixer is not None
+    x = states()
+    torch.manual_seed(4)
+    found = layer(x)
+    torch.manual_seed(4)
+    read = dropout(x, 0.5, True)
+    a, w, b = layer.lora_a, layer.lora_mixer, layer.lora_b
+    expected = x @ layer.weight.T + layer.bias + layer.update.scale * read @ a.T @ w.T @ b.T
+    torch.testing.assert_close(found, expected)
 
 
 def test_training_drops_what_is_merged() -> None:
