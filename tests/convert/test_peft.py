@@ -221,20 +221,26 @@ def test_tables_become_those_of_peft(bases: dict[str, tuple[Path, Path]], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "target"),
+    ("name", "task", "target", "classes"),
     [
-        ("BertForSequenceClassification", "SEQ_CLS", "classify"),
-        ("BertForTokenClassification", "TOKEN_CLS", "tag"),
+        ("BertForSequenceClassification", "SEQ_CLS", "classify", 3),
+        ("BertForTokenClassification", "TOKEN_CLS", "tag", 3),
+        ("BertForQuestionAnswering", "QUESTION_ANS", "span", 2),
     ],
 )
 def test_an_adapter_for_a_task_brings_its_head(
-    bases: dict[str, tuple[Path, Path]], tmp_path: Path, name: str, task: str, target: str
+    bases: dict[str, tuple[Path, Path]],
+    tmp_path: Path,
+    name: str,
+    task: str,
+    target: str,
+    classes: int,
 ) -> None:
     import transformers
 
     theirs, ours = bases["bert"]
     base = getattr(transformers, name).from_pretrained(
-        theirs, num_labels=3, attn_implementation="eager"
+        theirs, num_labels=classes, attn_implementation="eager"
     )
     choice = peft.LoraConfig(r=2, target_modules=["query"], task_type=task)
     model = peft.get_peft_model(base, choice).eval()
@@ -244,7 +250,7 @@ def test_an_adapter_for_a_task_brings_its_head(
     assert main("convert_adapter", words) == 0
     loaded = load(tmp_path / "run")
     assert list(loaded.target.weights) == [target]
-    settings = read_json(theirs / "config.json") | {"num_labels": 3}
+    settings = read_json(theirs / "config.json") | {"num_labels": classes}
     assert_alike(loaded, model, settings)
 
 
