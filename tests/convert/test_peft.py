@@ -75,8 +75,12 @@ def assert_alike(ours: Model, theirs: Any, config: dict[str, Any]) -> Tensor:
         torch.testing.assert_close(loss, out.loss, atol=1e-5, rtol=1e-5)
         name = next(iter(ours.target.weights))
         output = ours.encode(batch)
+        logits = ours.target[name].logits(output, batch)
+        if name == "span":
+            found = torch.stack([out.start_logits, out.end_logits], 1)
+            torch.testing.assert_close(logits, found.flatten(0, 1), atol=1e-5, rtol=1e-5)
+            return found
         if name == "classify":
-            logits = ours.target[name].logits(output, batch)
             torch.testing.assert_close(logits, out.logits, atol=1e-5, rtol=1e-5)
     found = getattr(out, "logits", None)
     return out.prediction_logits if found is None else found
@@ -251,7 +255,8 @@ def test_an_adapter_for_a_task_brings_its_head(
     loaded = load(tmp_path / "run")
     assert list(loaded.target.weights) == [target]
     settings = read_json(theirs / "config.json") | {"num_labels": classes}
-    assert_alike(loaded, model, settings)
+    # Around questions peft's own class forgets to pass the token types on.
+    assert_alike(loaded, model.base_model, settings)
 
 
 def test_mixers_of_the_fork_are_read(bases: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
