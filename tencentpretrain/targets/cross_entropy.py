@@ -31,10 +31,12 @@ def class_loss(logits: Tensor, labels: Tensor) -> tuple[Ratio, Ratio]:
         count = labels.new_full((), len(labels))
         likelihoods = logits.float().log_softmax(-1)[:, : labels.shape[1]]
         correct = (logits.argmax(-1) == labels.argmax(-1)).sum()
-        return Ratio(-(labels * likelihoods).sum(), count), Ratio(correct, count)
+        losses = -(labels * likelihoods).sum(-1)
+        return Ratio(losses.sum(), count, losses.detach()), Ratio(correct, count)
     count = (labels != IGNORE).sum()
-    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return Ratio(loss, count), Ratio((logits.argmax(-1) == labels).sum(), count)
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
+    correct = (logits.argmax(-1) == labels).sum()
+    return Ratio(losses.sum(), count, losses.detach()), Ratio(correct, count)
 
 
 def vocabulary_loss(
@@ -53,9 +55,9 @@ def vocabulary_loss(
     that of all of it.
     """
     options = torch.is_grad_enabled(), smoothing, part
-    loss, correct = _VocabularyLoss.apply(states, weight, bias, labels, *options)  # type: ignore[no-untyped-call]
+    loss, correct, each = _VocabularyLoss.apply(states, weight, bias, labels, *options)  # type: ignore[no-untyped-call]
     count = (labels != IGNORE).sum()
-    return Ratio(loss, count), Ratio(correct, count)
+    return Ratio(loss, count, each), Ratio(correct, count)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class _VocabularyLoss(torch.autograd.Function):
         trains: bool,
         smoothing: float,
         part: VocabularyPart | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         device = states.device.type
         dtype = torch.promote_types(states.dtype, weight.dtype)
         if torch.is_autocast_enabled(device):
@@ -108,16 +110,17 @@ class _VocabularyLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=exact) if needs[1] else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and needs[2] else None
         loss = torch.zeros((), dtype=exact, device=states.device)
+        each = torch.empty(len(states), dtype=exact, device=states.device)
         correct = torch.zeros((), dtype=torch.int64, device=states.device)
         used_weight, used_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
             for chunk in row_chunks(len(states), *weight.shape):
                 inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
                 logits = F.linear(inputs, used_weight, used_bias).to(exact)
-                chunk_loss, chunk_correct = _to_gradient(
+                each[chunk], chunk_correct = _to_gradient(
                     logits, labels[chunk], kept, smoothing, part
                 )
-                loss += chunk_loss
+                loss += each[chunk].sum()
                 correct += chunk_correct
                 gradient = logits.to(dtype)
                 if grad_states is not None:
@@ -130,12 +133,12 @@ class _VocabularyLoss(torch.autograd.Function):
                 part.sum(grad_states)
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        ctx.mark_non_differentiable(correct)
-        return loss, correct
+        ctx.mark_non_differentiable(correct, each)
+        return loss, correct, each
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         return *scaled_gradients(ctx, grad), None, None, None, None
 
 
@@ -172,7 +175,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 def _to_gradient(
     logits: Tensor, labels: Tensor, kept: Tensor, smoothing: float, part: VocabularyPart | None
 ) -> tuple[Tensor, Tensor]:
-    """Loss [] and correct answers [] of the `kept` rows of a chunk.
+    """Losses [K], 0 of rows that are not `kept`, and correct answers [] of a chunk.
 
     In place, the rows of `logits` [K, V] become gradients of their losses, those not kept too.
     """
@@ -202,4 +205,4 @@ def _to_gradient(
         logits.sub_(smoothing / entries)
     share = torch.full_like(wanted, smoothing - 1.0)
     logits.scatter_add_(-1, place, share if elsewhere is None else share.masked_fill(elsewhere, 0))
-    return losses.squeeze(-1).masked_fill(~kept, 0.0).sum(), correct.sum()
+    return losses.squeeze(-1).masked_fill(~kept, 0.0), correct.sum()
