@@ -184,7 +184,7 @@ def test_bad_plugins(word: str, message: str, capsys: pytest.CaptureFixture[str]
     assert err.startswith(f"error: plugins: {message}")
 
 
-def test_only_the_first_process_of_many_reports(
+def test_d95_only_the_first_process_of_many_reports(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")

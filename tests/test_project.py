@@ -61,7 +61,7 @@ def named(requirements: list[Requirement]) -> set[str]:
 @pytest.mark.parametrize(
     ("file", "group"), [("requirements.txt", ""), ("requirements-dev.txt", "dev")]
 )
-def test_pinned_versions_are_those_of_pyproject(file: str, group: str) -> None:
+def test_d96_pinned_versions_are_those_of_pyproject(file: str, group: str) -> None:
     pinned, ranges = pins(file), project()[group]
     assert set(pinned) == named(ranges)
     for requirement in ranges:

@@ -192,7 +192,7 @@ def test_the_tokenizer_travels_with_the_shards(tmp_path: Path) -> None:
         open_shards(tmp_path / "s")
 
 
-def test_shards_of_different_tokenizers_do_not_mix(tmp_path: Path) -> None:
+def test_d91_shards_of_different_tokenizers_do_not_mix(tmp_path: Path) -> None:
     for name in ("a", "b"):
         with ShardWriter(tmp_path / name, tiny_tokenizer(tmp_path, name)) as writer:
             writer.add([[1]])
@@ -234,7 +234,7 @@ def test_truncated_altered_and_missing_files_are_named(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_an_array_of_objects_is_never_unpickled(
+def test_d90_an_array_of_objects_is_never_unpickled(
     tmp_path: Path, verify: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Evil:

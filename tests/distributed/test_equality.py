@@ -110,7 +110,7 @@ CASES += [("bart", "tp"), ("qwen3", "tp"), ("relative", "fsdp_tp")]
 
 
 @pytest.mark.parametrize(("model", "strategy"), CASES)
-def test_many_processes_compute_what_one_does(
+def test_d21_many_processes_compute_what_one_does(
     model: str, strategy: str, shards: Path, alone: dict[str, Path], tmp_path: Path
 ) -> None:
     world, words = STRATEGIES[strategy]

@@ -68,7 +68,7 @@ def test_a_causal_model_learns_what_follows(shards: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_interrupted_run_continues_bit_for_bit(
+def test_d4_an_interrupted_run_continues_bit_for_bit(
     shards: Path, tmp_path: Path, workers: int
 ) -> None:
     keys = {"trainer.micro_batch_size": 3, "trainer.log_every": 3, "data.workers": workers}
@@ -192,7 +192,7 @@ def test_a_run_is_not_continued_as_another_one(
     assert metrics(tmp_path / "run") == before
 
 
-def test_a_run_is_not_continued_on_other_data(
+def test_d91_a_run_is_not_continued_on_other_data(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretrain(shards, tmp_path / "run")
@@ -221,7 +221,7 @@ NOT_STARTED = {
 
 
 @pytest.mark.parametrize("case", NOT_STARTED)
-def test_what_cannot_work_is_refused_before_anything_is_created(
+def test_d94_what_cannot_work_is_refused_before_anything_is_created(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     keys, message = NOT_STARTED[case]

@@ -73,7 +73,7 @@ def test_logits_are_those_of_transformers(models: Pair) -> None:
             close(logits, grid.flatten(0, 1)[labels.index])
 
 
-def test_loss_and_gradients_are_those_of_transformers(models: Pair) -> None:
+def test_d99_loss_and_gradients_are_those_of_transformers(models: Pair) -> None:
     if not models.ours.target.weights:
         pytest.skip("an encoder alone has no loss")
     models.ours.zero_grad()

@@ -35,7 +35,7 @@ def batch_of(**labels: Labels) -> Batch:
     return Batch({"src": Stream({}, layout_of(LENGTHS))}, labels)
 
 
-def test_pooling_reads_valid_positions_only() -> None:
+def test_d15_pooling_reads_valid_positions_only() -> None:
     hidden = output_of().hidden
     states, valid = hidden.states, hidden.layout.valid
     states = torch.where(valid[..., None], states, 1e3)
