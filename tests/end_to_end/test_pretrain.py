@@ -58,6 +58,12 @@ def test_a_run_directory_holds_what_it_promises(shards: Path, tmp_path: Path) ->
     assert config["model"]["encoder"]["heads"] == 2
 
 
+def test_d2_the_last_step_is_saved_whatever_the_rhythm(shards: Path, tmp_path: Path) -> None:
+    keys = {"trainer.steps": 5, "trainer.eval_every": 9, "checkpoint.every": 1000}
+    assert pretrain(shards, tmp_path / "run", **keys) == 0
+    assert newest(tmp_path / "run").name == "step_00000005"
+
+
 def test_a_causal_model_learns_what_follows(shards: Path, tmp_path: Path) -> None:
     keys = {"model": "gpt2/tiny", "optim.lr": 0.02, "trainer.log_every": 50}
     steps = {"trainer.steps": 120, "trainer.eval_every": 60, "checkpoint.every": 1000}

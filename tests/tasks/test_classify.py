@@ -30,10 +30,10 @@ def test_labels_are_learned_and_come_back(tmp_path: Path) -> None:
 
 
 def test_d63_columns_have_any_name(tmp_path: Path) -> None:
-    path = toy.write(tmp_path / "a.tsv", ["class\tquestion\treply", "1\ta\tb", "0\tc\td"])
+    path = toy.write(tmp_path / "a.tsv", ["class\tquestion\treply", "1\ta\tb", "2\tc\td"])
     keys = {"label_column": "class", "text_a_column": "question", "text_b_column": "reply"}
     task = learned(path, **keys)
-    assert task.state() == {"labels": ["0", "1"], "is_pair": True}
+    assert task.state() == {"labels": ["1", "2"], "is_pair": True}
     assert [task.key(row) for row in task.read(path, False)] == ["a\tb", "c\td"]
 
 

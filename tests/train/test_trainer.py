@@ -108,6 +108,23 @@ def test_dropout_is_a_function_of_seed_and_step() -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_d14_ranks_drop_different_units() -> None:
+    losses = []
+    for rank in (0, 0, 1):
+        trainer = make_trainer(steps=1)
+        micros = next(iter(trainer.loader))
+        trainer.parallel.rank = rank
+        losses.append(trainer.train_step(micros).outputs[0].losses["mlm"].total.item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_d82_gradients_are_exchanged_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, said = make_trainer(steps=2, micro_batch_size=3), []
+    monkeypatch.setattr(trainer.parallel, "sync", lambda model, is_last: said.append(is_last))
+    trainer.fit()
+    assert said == 2 * [False, False, True]
+
+
 class Poison(Callback):
     """Makes the gradients of chosen steps infinite, the first time that they are done."""
 
