@@ -87,8 +87,9 @@ TARGETS: Final = {
         *modules({"dense": "output_layer_1", "output": "output_layer_2"}, "target.classify."),
     ),
     "tag": modules({"target.tag.output": "output_layer"}),
+    "span": modules({"target.span.output": "output_layer"}),
 }
-"""Rules of the heads; the last two are those that fine-tuning writes beside the model."""
+"""Rules of the heads; the last three are those that fine-tuning writes beside the model."""
 
 
 def _body() -> tuple[Rule, ...]:

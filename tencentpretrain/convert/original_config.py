@@ -22,6 +22,8 @@ from tencentpretrain.train.tensor_file import LazyTensors
 
 EPS: Final = 1e-6
 """Of the embedding's norm and of that before the output layer, whatever the config says."""
+SPAN_ENDS: Final = 2
+"""Rows of the output layer for spans: the start and the end."""
 NORMS: Final = {"normal": "legacy", "t5": "t5", "rms": "rms"}
 ACTIVATIONS: Final = {"gelu": "gelu", "gelu_fast": "gelu_tanh", "relu": "relu", "silu": "silu"}
 MASKS: Final = {
@@ -270,7 +272,15 @@ def _targets(settings: Settings, facts: Facts, report: Report) -> Plain:
     if "output_layer_1.weight" in present:
         return {"classify": {"classes": facts.classes("output_layer_2.weight"), **_pool(settings)}}
     if "output_layer.weight" in present:
-        return {"tag": {"classes": facts.classes("output_layer.weight")}}
+        classes = facts.classes("output_layer.weight")
+        if classes != SPAN_ENDS:
+            return {"tag": {"classes": classes}}
+        report.remarks.append(
+            "`output_layer` has two rows, as that of run_cmrc.py, so it is read as the target "
+            "`span`; for a tagger with two tags give model.target.span=null "
+            "model.target.tag.classes=2"
+        )
+        return {"span": {}}
     found: Plain = {}
     for name in names:
         if name not in MARKS:
