@@ -16,6 +16,7 @@ from tests.helpers.records import record_shards, some_pairs
 pytestmark = pytest.mark.distributed
 
 STEADY = {
+    "trainer.precision": "fp32",
     "model.embedding.dropout": 0,
     "model.encoder.dropout": 0,
     "model.encoder.layers": 2,
@@ -220,3 +221,15 @@ def test_a_dry_run_rehearses_with_all_processes(shards: Path, tmp_path: Path) ->
     assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
     assert "dry run passed" in messages(tmp_path / "log")["0"]
     assert not (tmp_path / "run").exists()
+
+
+def test_losses_of_sources_are_those_of_all_processes(shards: Path, tmp_path: Path) -> None:
+    keys = STEADY | {"data.path": "null", "data.holdout": 0.2, "trainer.steps": 4}
+    for name, seed in (("news", 1), ("books", 2)):
+        keys[f"data.mix.{name}.path"] = write_shards(tmp_path, documents=20, seed=seed)
+        keys[f"data.mix.{name}.weight"] = seed
+    assert pretrain(shards, tmp_path / "one", **keys) == 0
+    words = [*words_of(shards, tmp_path / "two", **keys), "parallel=ddp"]
+    assert launch(tmp_path / "log", 2, words) == [0, 0], messages(tmp_path / "log")
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-5
+    assert all("train/news/nsp/loss" in r for r in metrics(tmp_path / "two") if "train/loss" in r)
