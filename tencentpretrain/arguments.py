@@ -22,10 +22,6 @@ class Argument:
     key: str
     text: str | None
 
-    @property
-    def is_deletion(self) -> bool:
-        return self.text is None
-
     def __str__(self) -> str:
         return f"~{self.key}" if self.text is None else f"{self.key}={self.text}"
 

@@ -129,6 +129,28 @@ class Labels:
     index: Tensor | None = None
     width: int | None = None
 
+    @property
+    def supervised(self) -> Tensor:
+        """Which labels count, bool [K]; all of them where they are probabilities of classes."""
+        if self.values.is_floating_point():
+            return torch.ones(len(self.values), dtype=torch.bool, device=self.values.device)
+        return self.values.flatten() != IGNORE
+
+    def rows(self, rows: int, width: int) -> Tensor:
+        """Row [K] of a batch of `rows` that each label belongs to, given the `width` of states."""
+        if self.index is not None:
+            return self.index // (self.width or width)
+        count = len(self.values) if self.values.is_floating_point() else self.values.numel()
+        return torch.arange(count, device=self.values.device) // (count // rows)
+
+
+@dataclass
+class Origin:
+    """Which of several sources each row of a batch is from: its number [B] among `names`."""
+
+    names: tuple[str, ...]
+    numbers: Tensor
+
 
 @dataclass
 class Batch:
@@ -139,12 +161,14 @@ class Batch:
         labels: supervision by target name.
         tokens: number of valid positions in all streams, known on the host.
         extras: what annotators or data add (teacher output, image codes, soft labels).
+        origin: of the rows, where they are from several sources.
     """
 
     streams: dict[str, Stream]
     labels: dict[str, Labels] = field(default_factory=dict)
     tokens: int = 0
     extras: dict[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Copy to `device` without waiting for the copy."""
@@ -207,10 +231,18 @@ class ModelOutput:
 
 @dataclass
 class Ratio:
-    """What is additive over micro-batches and ranks: a total [] and the count [] it is over."""
+    """What is additive over micro-batches and ranks: a total [] and the count [] it is over.
+
+    Args:
+        total: The sum.
+        count: How many units it is over.
+        each: What it is the sum of, without a gradient and in the order of a target's labels, 0
+            where they are ignored; None where that is not known, as of what was added up.
+    """
 
     total: Tensor
     count: Tensor
+    each: Tensor | None = None
 
     def __add__(self, other: Ratio) -> Ratio:
         return Ratio(self.total + other.total, self.count + other.count)
@@ -226,7 +258,11 @@ class Ratio:
 
 @dataclass
 class TargetOutput:
-    """Losses by target name (the trainer minimises their weighted sum) and metrics to report."""
+    """Losses by target name (the trainer minimises their weighted sum) and metrics to report.
+
+    `parts` has the losses of the rows from each source, where there are several.
+    """
 
     losses: dict[str, Ratio]
     metrics: dict[str, Ratio]
+    parts: dict[str, TargetOutput] = field(default_factory=dict)

@@ -75,7 +75,7 @@ def problems(data: dict[str, Any], cls: type[Config] = Outer) -> dict[str, str]:
     return {problem.path: problem.message for problem in raised.value.problems}
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
+def test_d49_everything_that_is_wrong_is_told_at_once() -> None:
     found = problems(
         {
             "nmae": "a",

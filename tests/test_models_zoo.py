@@ -181,7 +181,7 @@ def own_batch(config: ModelConfig, folder: Path) -> tuple[Batch, int, int]:
 
 
 @each_kind
-def test_shrunk_models_train_on_their_own_objective(name: str, tmp_path: Path) -> None:
+def test_d52_shrunk_models_train_on_their_own_objective(name: str, tmp_path: Path) -> None:
     config = shrunk(name)
     batch, entries, target_entries = own_batch(config, tmp_path)
     model = build_model(config, entries, target_vocabulary=target_entries).train()

@@ -1,11 +1,13 @@
 """What holds for the project as a whole: dependencies, forbidden calls, sizes, commands in docs."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import pairwise
@@ -61,7 +63,7 @@ def named(requirements: list[Requirement]) -> set[str]:
 @pytest.mark.parametrize(
     ("file", "group"), [("requirements.txt", ""), ("requirements-dev.txt", "dev")]
 )
-def test_pinned_versions_are_those_of_pyproject(file: str, group: str) -> None:
+def test_d96_pinned_versions_are_those_of_pyproject(file: str, group: str) -> None:
     pinned, ranges = pins(file), project()[group]
     assert set(pinned) == named(ranges)
     for requirement in ranges:
@@ -100,7 +102,7 @@ def test_package_imports_only_its_dependencies() -> None:
     assert not found
 
 
-def test_every_module_imports_without_development_packages() -> None:
+def test_d48_every_module_imports_anywhere_without_development_packages(tmp_path: Path) -> None:
     development = named(project()["dev"]) | named(project()["zh"])
     code = """
 import importlib, importlib.abc, pkgutil, sys
@@ -117,9 +119,41 @@ for module in pkgutil.walk_packages(tencentpretrain.__path__, "tencentpretrain."
 """
     names = sorted(name.replace("-", "_") for name in development)
     result = subprocess.run(
-        [sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *names],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+CALLED_BY_OTHERS = {
+    *("ignore_aliases", "generate_state"),  # of PyYAML's dumper, of numpy's seeds
+    *("tok_encode", "_loglikelihood_tokens", "loglikelihood_rolling", "generate_until"),
+    *("request_stop", "to_vqgan"),  # for callbacks and scripts of users
+}
+"""Methods of classes of other packages, and what is offered without being used here."""
+
+
+def test_d97_nothing_is_defined_that_nobody_uses() -> None:
+    code = [file for file in OWN_CODE if not file.is_relative_to(ROOT / "tests")]
+    words = Counter(
+        word for file in code for word in re.findall(r"\w+", file.read_text(encoding="utf-8"))
+    )
+    unused = {
+        f"{relative(file)}: {node.name}"
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and words[node.name] == 1
+        and not node.name.startswith("__")
+        and node.name not in CALLED_BY_OTHERS
+        # What registers it calls it.
+        and not any(isinstance(decorator, ast.Call) for decorator in node.decorator_list)
+    }
+    assert not unused
 
 
 def dotted(node: ast.AST) -> str:

@@ -97,6 +97,7 @@ TARGETS: Final = {
         *modules({"dense": "output_layer_1", "output": "output_layer_2"}, "target.classify."),
     ),
     "tag": modules({"target.tag.output": "output_layer"}),
+    "span": modules({"target.span.output": "output_layer"}),
     "match": modules({"dense": "linear_1", "output": "linear_2"}, "target.match.", "target.sp."),
     "text": modules({"target.text.output": "target.lm.output_layer"}),
     "contrast": CONTRAST_RULES,

@@ -30,6 +30,8 @@ MARKS: Final = {
     "clr": "target.clr.logit_scale",
 }
 """Tensors that show that a file has a target."""
+SPAN_ENDS: Final = 2
+"""Rows of the output layer for spans: the start and the end."""
 
 
 def targets(settings: Settings, facts: Facts, report: Report) -> Plain:
@@ -42,7 +44,15 @@ def targets(settings: Settings, facts: Facts, report: Report) -> Plain:
     if "output_layer_1.weight" in present:
         return {"classify": {"classes": facts.classes("output_layer_2.weight"), **_pool(settings)}}
     if "output_layer.weight" in present:
-        return {"tag": {"classes": facts.classes("output_layer.weight")}}
+        classes = facts.classes("output_layer.weight")
+        if classes != SPAN_ENDS:
+            return {"tag": {"classes": classes}}
+        report.remarks.append(
+            "`output_layer` has two rows, as that of run_cmrc.py, so it is read as the target "
+            "`span`; for a tagger with two tags give model.target.span=null "
+            "model.target.tag.classes=2"
+        )
+        return {"span": {}}
     found: Plain = {}
     reads_both = BOTH in settings.listed("embedding", [])
     for name in names:

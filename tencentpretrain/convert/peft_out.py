@@ -39,7 +39,12 @@ from tencentpretrain.wrappers.factors import (
 from tencentpretrain.wrappers.lora import Lora
 
 PREFIX: Final = "base_model.model."
-TASK_TYPES: Final = {"classify": "SEQ_CLS", "tag": "TOKEN_CLS", "lm": "CAUSAL_LM"}
+TASK_TYPES: Final = {
+    "classify": "SEQ_CLS",
+    "tag": "TOKEN_CLS",
+    "span": "QUESTION_ANS",
+    "lm": "CAUSAL_LM",
+}
 """What `peft` calls models with these targets."""
 TABLE: Final = re.compile(r"(target_)?embedding\.(?!projection$)\w+")
 """Names of our modules that are tables of ids."""

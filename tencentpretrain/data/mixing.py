@@ -9,12 +9,13 @@ from math import lcm
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tencentpretrain.data.loader import Examples, ShuffledEpochs
 from tencentpretrain.data.order import hash_int
 from tencentpretrain.data.packing import Integers
-from tencentpretrain.types import Batch
+from tencentpretrain.types import Batch, Origin
 
 if TYPE_CHECKING:
     from tencentpretrain.targets.companion import Companion, Setting
@@ -40,6 +41,7 @@ class Mixture:
     def __init__(
         self, sources: Mapping[str, Examples], weights: Sequence[float], seed: int
     ) -> None:
+        self._names = (*sources,)
         self._sources = [*sources.values()]
         sizes = [len(examples) for examples in self._sources]
         self._starts = [0, *np.cumsum(sizes).tolist()]
@@ -49,14 +51,16 @@ class Mixture:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def make(self, epoch: int, index: int) -> Any:
-        """Example `index` of all, in the `epoch` of its source."""
+    def make(self, epoch: int, index: int) -> tuple[int, Any]:
+        """Number of the source of example `index` of all, and that example in its own `epoch`."""
         number = bisect_right(self._starts, index) - 1
-        return self._sources[number].make(epoch, index - self._starts[number])
+        return number, self._sources[number].make(epoch, index - self._starts[number])
 
-    def collate(self, examples: list[Any]) -> Batch:
-        """As the first source does."""
-        return self._sources[0].collate(examples)
+    def collate(self, examples: list[tuple[int, Any]]) -> Batch:
+        """As the first source does, and where each row is from."""
+        batch = self._sources[0].collate([example for _, example in examples])
+        batch.origin = Origin(self._names, torch.tensor([number for number, _ in examples]))
+        return batch
 
     def sizes(self) -> Integers | None:
         """Cost [N] of each example; None where those of a source are all alike."""

@@ -6,6 +6,8 @@ among them, divided by (number of its tokens) ^ length_penalty.
 Steps. Of all continuations of the k open texts of a prompt, the best max(2, ends + 1) * k are
 looked at, so that k remain open however many of them end. Of those that end, the ones among the
 best k become finished texts, of which the best k are kept. The best k that do not end stay open.
+A string that stops texts ends one with the token that completes it; so may many continuations, and
+as many are looked at as it takes to find k that do not.
 
 End. A prompt is done at its limit of tokens; or with k finished texts, if `early_stopping` is true;
 or else once there are k finished texts and the best open one does not beat the worst of them when
@@ -26,6 +28,7 @@ from torch import Tensor
 from tencentpretrain.generate.choice import Seen, penalise
 from tencentpretrain.generate.decoding import Decoding
 from tencentpretrain.generate.rows import GrowingRows
+from tencentpretrain.generate.text import GrowingText
 from tencentpretrain.generate.written import Written
 
 
@@ -72,6 +75,39 @@ def _take(tokens: Tensor, places: Tensor) -> Tensor:
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
 
 
+class _Stops:
+    """What the open texts say, for strings that stop them: the host reads every continuation.
+
+    Args:
+        texts: Of each prompt, with nothing written yet.
+        beams: Open texts of a prompt.
+    """
+
+    def __init__(self, texts: Sequence[GrowingText], beams: int) -> None:
+        self._open = [[text] * beams for text in texts]
+        self._looked: list[list[GrowingText | None]] = []
+
+    def look(self, parents: Tensor, tokens: Tensor, is_read: Tensor) -> Tensor:
+        """Which continuations [B, C] are stopped, of those of them that `is_read` [B, C] names."""
+        rows = zip(self._open, parents.tolist(), tokens.tolist(), is_read.tolist(), strict=True)
+        self._looked = [
+            [
+                texts[parent].with_(token) if is_text else None
+                for parent, token, is_text in zip(*row, strict=True)
+            ]
+            for texts, *row in rows
+        ]
+        stopped = [[t is not None and t.is_stopped for t in row] for row in self._looked]
+        return torch.tensor(stopped, device=tokens.device)
+
+    def keep(self, places: Tensor) -> None:
+        """Go on with the continuations at `places` [B, k]; what was not read is worth nothing."""
+        self._open = [
+            [looked[place] or open_ for place, open_ in zip(kept, texts, strict=True)]
+            for looked, kept, texts in zip(self._looked, places.tolist(), self._open, strict=True)
+        ]
+
+
 class BeamSearch:
     """One search over a batch of prompts.
 
@@ -95,6 +131,8 @@ class BeamSearch:
         self._seen = seen
         self._ends = sorted(written[0].ends)
         self._steps = max(row.limit for row in written)
+        texts = [row.text for row in written if row.text is not None and row.text.may_stop]
+        self._stops = _Stops(texts, decoding.beams) if texts else None
 
     def run(self, look_every: int) -> None:
         """Search; every `look_every` steps the host asks whether all prompts are done."""
@@ -142,22 +180,44 @@ class BeamSearch:
             step: Tokens that are written so far.
         """
         beams, decoding = self._decoding.beams, self._decoding
-        width = log_probabilities.shape[1]
+        width, length = log_probabilities.shape[1], step + 1
         sums = self._open.scores[..., None] + log_probabilities.view(-1, beams, width)
-        count = min(max(2, len(self._ends) + 1) * beams, beams * width)
-        values, places = sums.flatten(1).topk(count)
-        parents, tokens = places // width, places % width
+        values, parents, tokens, is_end = self._look(sums, length)
         texts = _take(self._open.tokens, parents)
         texts[:, :, step] = tokens
-        length = step + 1
-        looked = _Texts(values, texts, torch.full_like(places, length))
-        is_end = torch.isin(tokens, self._end_ids) | (self._limits <= length)[:, None]
+        looked = _Texts(values, texts, torch.full_like(tokens, length))
         self._finish(looked, is_end, length**decoding.length_penalty)
         looked.scores = values.masked_fill(is_end, -torch.inf)
         self._open, kept = looked.best(beams)
+        if self._stops is not None:
+            self._stops.keep(kept)
         self._close(length)
         rows = (parents.gather(1, kept) + self._first).flatten()
         return rows, tokens.gather(1, kept).flatten()
+
+    def _look(self, sums: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scores, parents, tokens and ends [B, C] of the best continuations.
+
+        Args:
+            sums: [B, k, V] scores of all of them.
+            length: Their tokens.
+        """
+        _, beams, width = sums.shape
+        most = beams * width
+        count = min(max(2, len(self._ends) + 1) * beams, most)
+        goes_on = self._is_searched & (self._limits > length)
+        while True:
+            values, places = sums.flatten(1).topk(count)
+            parents, tokens = places // width, places % width
+            is_end = torch.isin(tokens, self._end_ids) | (self._limits <= length)[:, None]
+            if self._stops is None:
+                return values, parents, tokens, is_end
+            is_read = ~is_end & goes_on[:, None] & (values > -torch.inf)
+            is_stopped = self._stops.look(parents, tokens, is_read)
+            is_enough = (is_read & ~is_stopped).sum(1) >= beams
+            if count == most or bool((is_enough | ~goes_on).all()):
+                return values, parents, tokens, is_end | is_stopped
+            count = min(2 * count, most)
 
     def _finish(self, looked: _Texts, is_end: Tensor, divisor: float) -> None:
         """Keep the best of the texts that have ended."""

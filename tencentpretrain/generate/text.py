@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Final
 
 from tencentpretrain.tokenizers.base import Tokenizer
@@ -52,6 +53,11 @@ class GrowingText:
         """All whole characters so far; what stops the text and what follows it is cut off."""
         self.is_stopped = False
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether there are strings that the text ends before."""
+        return bool(self._stop)
+
     def push(self, token: int) -> None:
         """Add what `token` says."""
         if self.is_stopped or token in self._specials:
@@ -65,6 +71,13 @@ class GrowingText:
             del self._window[: self._old]
             self._old = len(self._window)
             self._skip = len(self._decode())
+
+    def with_(self, token: int) -> GrowingText:
+        """This text and `token`; this one stays what it is."""
+        other = copy(self)
+        other._window = [*self._window]
+        other.push(token)
+        return other
 
     def finish(self) -> None:
         """No token follows: bytes that are no whole character stay what they are."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from tencentpretrain.config import ComponentConfig, PositiveFloat
@@ -92,6 +93,31 @@ class Target(nn.Module, ABC):
 TARGETS: Registry[Target] = Registry("target", "tencentpretrain.targets")
 
 
+def losses_by_source(
+    losses: Mapping[str, Ratio], out: ModelOutput, batch: Batch
+) -> dict[str, TargetOutput]:
+    """`losses` of the rows from each source by its name, without a gradient.
+
+    Nothing where all rows are from one source, or where a loss is not one of single units, such as
+    that of a pair among all pairs of a batch.
+    """
+    origin = batch.origin
+    known = {name: ratio.each for name, ratio in losses.items() if ratio.each is not None}
+    if origin is None or len(known) < len(losses):
+        return {}
+    parts = {source: TargetOutput({}, {}) for source in origin.names}
+    every = torch.arange(len(origin.names), device=origin.numbers.device)
+    for name, each in known.items():
+        labels = batch.labels[name]
+        sources = origin.numbers[labels.rows(len(origin.numbers), out.hidden.states.shape[1])]
+        # Not index_add_, which adds in any order on GPUs, nor a matrix product, which rounds.
+        chosen = sources == every[:, None]
+        totals, counts = each.where(chosen, 0.0).sum(1), (chosen & labels.supervised).sum(1)
+        for source, total, count in zip(origin.names, totals, counts, strict=True):
+            parts[source].losses[name] = Ratio(total, count)
+    return parts
+
+
 class Targets(nn.Module):
     """All targets of a model, each a submodule under its own name."""
 
@@ -139,4 +165,4 @@ class Targets(nn.Module):
             output = self[name](out, batch)
             losses |= output.losses
             metrics |= output.metrics
-        return TargetOutput(losses, metrics)
+        return TargetOutput(losses, metrics, losses_by_source(losses, out, batch))

@@ -33,10 +33,12 @@ def class_loss(logits: Tensor, labels: Tensor) -> tuple[Ratio, Ratio]:
         count = labels.new_full((), len(labels))
         likelihoods = logits.float().log_softmax(-1)[:, : labels.shape[1]]
         correct = (logits.argmax(-1) == labels.argmax(-1)).sum()
-        return Ratio(-(labels * likelihoods).sum(), count), Ratio(correct, count)
+        losses = -(labels * likelihoods).sum(-1)
+        return Ratio(losses.sum(), count, losses.detach()), Ratio(correct, count)
     count = (labels != IGNORE).sum()
-    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return Ratio(loss, count), Ratio((logits.argmax(-1) == labels).sum(), count)
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
+    correct = (logits.argmax(-1) == labels).sum()
+    return Ratio(losses.sum(), count, losses.detach()), Ratio(correct, count)
 
 
 def vocabulary_loss(
@@ -55,9 +57,9 @@ def vocabulary_loss(
     that of all of it.
     """
     options = torch.is_grad_enabled(), smoothing, part
-    loss, correct = _VocabularyLoss.apply(states, weight, bias, labels, *options)  # type: ignore[no-untyped-call]
+    loss, correct, each = _VocabularyLoss.apply(states, weight, bias, labels, *options)  # type: ignore[no-untyped-call]
     count = (labels != IGNORE).sum()
-    return Ratio(loss, count), Ratio(correct, count)
+    return Ratio(loss, count, each), Ratio(correct, count)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class _VocabularyLoss(torch.autograd.Function):
         trains: bool,
         smoothing: float,
         part: VocabularyPart | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         device = states.device.type
         dtype = torch.promote_types(states.dtype, weight.dtype)
         if torch.is_autocast_enabled(device):
@@ -112,8 +114,8 @@ class _VocabularyLoss(torch.autograd.Function):
         grad_states = torch.empty_like(states) if needs[0] else None
         grad_weight = torch.zeros_like(weight, dtype=exact) if needs[1] else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and needs[2] else None
-        loss = torch.zeros((), dtype=exact, device=states.device)
-        correct = torch.zeros_like(loss)
+        each = torch.empty(len(states), dtype=exact, device=states.device)
+        correct = torch.zeros((), dtype=exact, device=states.device)
         used_weight, used_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
             # As many chunks on all processes, which talk about each.
@@ -121,10 +123,10 @@ class _VocabularyLoss(torch.autograd.Function):
             for chunk in row_chunks(len(states), most, weight.shape[1]):
                 inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
                 gradient = F.linear(inputs, used_weight, used_bias)
-                for block in _blocks(gradient):
+                for block in _blocks(gradient) if part is None else [slice(None)]:
                     logits, seen = gradient[block].to(exact, copy=True), kept[block]
                     slope, losses, hits = _gradient(logits, labels[chunk][block], smoothing, part)
-                    loss += losses.masked_fill(~seen, 0.0).sum()
+                    each[chunk][block] = losses.masked_fill(~seen, 0.0)
                     correct += hits.masked_fill(~seen, 0.0).sum()
                     if grad_bias is not None:
                         grad_bias += seen.to(exact) @ slope
@@ -137,12 +139,12 @@ class _VocabularyLoss(torch.autograd.Function):
                 part.sum(grad_states)
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        ctx.mark_non_differentiable(correct)
-        return loss, correct
+        ctx.mark_non_differentiable(correct, each)
+        return each.sum(), correct, each
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         return *scaled_gradients(ctx, grad), None, None, None, None
 
 

@@ -52,7 +52,8 @@ class PretrainData(Config):
     path: PathLike | list[PathLike] | None = None
     """Directory that preprocess.py wrote, or several made with one tokenizer."""
     mix: dict[str, SourceConfig] = {}
-    """Instead of data.path: sources by names of your own, drawn from by weight, evaluated apart."""
+    """Instead of data.path: sources by names of your own, drawn from by weight; their losses are
+    told apart in training, too."""
     mix_power: NonNegativeFloat = 1.0
     """Weight of sources without one: their number of examples to this power; 0 is all alike."""
     dev: PathLike | None = None

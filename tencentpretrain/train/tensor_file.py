@@ -160,19 +160,6 @@ def part_of(tensors: Mapping[str, Tensor], name: str, box: Box) -> Tensor:
     return tensors[name][box.slices]
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Sorted names of the tensors in a file.
-
-    Raises:
-        CheckpointError: if the file is absent or malformed.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return sorted(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"`{path}` is no readable safetensors file: {error}") from error
-
-
 def _check(name: str, tensor: Tensor, is_described: bool = False) -> None:
     if name == "__metadata__":
         raise TypeError("a tensor must not be called `__metadata__`: the format reserves the name")

@@ -255,6 +255,7 @@ def test_d24_its_norm_is_chosen_and_can_be_replaced() -> None:
     [
         ({"output_layer_1": (HIDDEN, HIDDEN), "output_layer_2": (7, HIDDEN)}, "classify"),
         ({"output_layer": (7, HIDDEN)}, "tag"),
+        ({"output_layer": (2, HIDDEN)}, "span"),
     ],
 )
 def test_heads_of_fine_tuning_are_targets(names: dict[str, tuple[int, int]], target: str) -> None:
@@ -266,6 +267,10 @@ def test_heads_of_fine_tuning_are_targets(names: dict[str, tuple[int, int]], tar
     last = list(names)[-1]
     found = incoming.tensors[f"target.{target}.output.weight"]
     assert torch.equal(found, state[f"{last}.weight"])
+    assert any("run_cmrc.py" in line for line in incoming.report.remarks) == (target == "span")
+    if target == "span":
+        overrides = {"target": {"span": None, "tag": {"classes": 2}}}
+        assert list(bring(BERT, state, overrides=overrides).model.target) == ["tag"]
 
 
 def test_weights_without_their_heads_are_an_encoder() -> None:

@@ -54,7 +54,7 @@ LINES = st.sampled_from(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(LINES, max_size=40), st.booleans(), st.integers(1, 80), st.booleans())
-def test_slices_lose_and_double_nothing(
+def test_d6_slices_lose_and_double_nothing(
     tmp_path: Path, lines: list[bytes], ends: bool, slice_bytes: int, is_compressed: bool
 ) -> None:
     content = b"\n".join(lines) + (b"\n" if ends else b"")
@@ -173,7 +173,7 @@ def test_a_missing_tsv_column_suggests_the_nearest(tmp_path: Path) -> None:
     assert read(path, column="text_b") == [["x"]]
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+def test_d87_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     with open(path, "wb") as file:
         for _ in range(300):

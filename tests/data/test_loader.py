@@ -57,7 +57,7 @@ def take(loader: Loader, steps: int) -> list[list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("count", [1, 3, 10, 37])
 @pytest.mark.parametrize("batch_size", [1, 4, 10])
-def test_each_epoch_has_each_example_once_in_another_order(count, batch_size):
+def test_d8_each_epoch_has_each_example_once_in_another_order(count, batch_size):
     steps = -(-3 * count // batch_size)
     samples = flat(take(Loader(Numbers(count), batch_size, 4, seed=1), steps))
     assert len(samples) == steps * batch_size  # batches run across epochs and are full

@@ -50,7 +50,7 @@ def test_never_a_special_token_and_nothing_but_the_chosen_changes(kind, size):
 @pytest.mark.parametrize("kind", ["token", "span"])
 @pytest.mark.parametrize("rate", [0.05, 0.15, 0.4, 0.9])
 @pytest.mark.parametrize("size", [1, 3, 10, 33, 125])
-def test_count_is_exact(kind, rate, size):
+def test_d26_count_is_exact(kind, rate, size):
     for key in range(20):
         _, index = masker(kind, mask_rate=rate)(row(size), generator(key))
         assert len(index) == count_masked(size, rate) == max(1, int(size * rate + 0.5))
@@ -150,7 +150,7 @@ def test_spans_do_not_overlap_and_stay_inside(budget, tokens):
         assert (starts[1:] - (starts + lengths)[:-1] >= (0 if is_tight else 1)).all()
 
 
-def test_a_span_never_crosses_a_special_token():
+def test_d26_a_span_never_crosses_a_special_token():
     ids = np.array([2, 10, 11, 3, 12, 13, 3])
     both = {tuple(masker("span", mask_rate=0.5)(ids, generator(k))[1]) for k in range(200)}
     assert both == {(1, 2), (1, 4), (1, 5), (2, 4), (2, 5), (4, 5)}

@@ -81,7 +81,7 @@ def test_each_source_goes_through_epochs_of_its_own():
         whole = [seen[start : start + size] for start in range(0, len(seen) - size, size)]
         assert all(sorted(i for _, i in part) == [*range(size)] for part in whole)
         assert len({tuple(i for _, i in part) for part in whole}) > 1
-    assert samples == [mixed.make(*sample) for sample in zip(epochs, indices, strict=True)]
+    assert samples == [mixed.make(*sample)[1] for sample in zip(epochs, indices, strict=True)]
 
 
 def test_a_source_is_read_in_the_order_that_it_has_alone():
@@ -102,14 +102,19 @@ def test_sources_of_one_size_have_different_orders():
 def test_examples_are_those_of_the_sources():
     mixed = mixture()
     assert len(mixed) == 413
-    assert [mixed.make(5, index) for index in (0, 9, 10, 12, 13, 412)] == [
-        (5, 0),
-        (5, 9),
-        (5, 0),
-        (5, 2),
-        (5, 0),
-        (5, 399),
+    made = [mixed.make(5, index) for index in (0, 9, 10, 12, 13, 412)]
+    assert made == [
+        (0, (5, 0)),
+        (0, (5, 9)),
+        (1, (5, 0)),
+        (1, (5, 2)),
+        (2, (5, 0)),
+        (2, (5, 399)),
     ]
+    origin = mixed.collate(made).origin
+    assert origin is not None
+    assert origin.names == ("en", "zh", "code")
+    assert origin.numbers.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

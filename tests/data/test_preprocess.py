@@ -74,7 +74,7 @@ def test_shards_hold_the_ids_of_the_text(tmp_path: Path, vocab: Path, corpus: Pa
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
-def test_the_bytes_do_not_depend_on_workers_or_slices(
+def test_d6_the_bytes_do_not_depend_on_workers_or_slices(
     tmp_path: Path, vocab: Path, corpus: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_preprocess(config(vocab, corpus, tmp_path / "one", shard_tokens=300))

@@ -152,6 +152,25 @@ def test_nothing_appears_when_writing_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_d38_two_jobs_in_one_folder_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    documents = some_documents(20)
+    with ShardWriter(Path("a"), vocab_size=50) as one, ShardWriter(Path("b"), vocab_size=50) as two:
+        for number, document in enumerate(documents):
+            (two if number % 3 else one).add(document)
+    assert {path.name for path in Path().iterdir()} == {"a", "b"}
+    for name, chosen in (
+        ("a", documents[::3]),
+        ("b", [d for n, d in enumerate(documents) if n % 3]),
+    ):
+        shards = open_shards(Path(name))
+        flat = [[token for sentence in document for token in sentence] for document in chosen]
+        assert [shards.read(number).tolist() for number in range(shards.documents)] == flat
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
@@ -192,7 +211,7 @@ def test_the_tokenizer_travels_with_the_shards(tmp_path: Path) -> None:
         open_shards(tmp_path / "s")
 
 
-def test_shards_of_different_tokenizers_do_not_mix(tmp_path: Path) -> None:
+def test_d91_shards_of_different_tokenizers_do_not_mix(tmp_path: Path) -> None:
     for name in ("a", "b"):
         with ShardWriter(tmp_path / name, tiny_tokenizer(tmp_path, name)) as writer:
             writer.add([[1]])
@@ -234,7 +253,7 @@ def test_truncated_altered_and_missing_files_are_named(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_an_array_of_objects_is_never_unpickled(
+def test_d90_an_array_of_objects_is_never_unpickled(
     tmp_path: Path, verify: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Evil:

@@ -136,7 +136,7 @@ CASES += [("relative", "fsdp_tp sequence"), ("gpt2", "sequence selective")]
 
 
 @pytest.mark.parametrize(("model", "strategy"), CASES)
-def test_many_processes_compute_what_one_does(
+def test_d21_many_processes_compute_what_one_does(
     model: str, strategy: str, shards: Path, alone: dict[str, Path], tmp_path: Path
 ) -> None:
     world, words = STRATEGIES[strategy]
@@ -236,7 +236,6 @@ def test_a_task_is_learned_by_many_processes(
         "trainer.steps": 4,
         "trainer.eval_every": 2,
         "trainer.log_every": 1,
-        "trainer.precision": "fp32",
         "parallel.device": "cpu",
         "model.encoder.dropout": 0,
         "model.embedding.dropout": 0,
@@ -286,3 +285,15 @@ def test_gathering_in_bf16_changes_nothing_where_products_are_bf16(
         assert codes == [0] * world, messages(tmp_path / "log")
     # Biases that are cut by tensors are gathered in bf16 with their matrices.
     assert difference(tmp_path / "fp32", tmp_path / "auto") < (1e-4 if world == 4 else 2e-6)
+
+
+def test_losses_of_sources_are_those_of_all_processes(shards: Path, tmp_path: Path) -> None:
+    keys = STEADY | {"data.path": "null", "data.holdout": 0.2, "trainer.steps": 4}
+    for name, seed in (("news", 1), ("books", 2)):
+        keys[f"data.mix.{name}.path"] = write_shards(tmp_path, documents=20, seed=seed)
+        keys[f"data.mix.{name}.weight"] = seed
+    assert pretrain(shards, tmp_path / "one", **keys) == 0
+    words = [*words_of(shards, tmp_path / "two", **keys), "parallel=ddp"]
+    assert launch(tmp_path / "log", 2, words) == [0, 0], messages(tmp_path / "log")
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-5
+    assert all("train/news/nsp/loss" in r for r in metrics(tmp_path / "two") if "train/loss" in r)

@@ -26,7 +26,7 @@ def test_one_process_changes_nothing() -> None:
     assert parallel.circle.gather({"a": 1}) == [{"a": 1}]
 
 
-def test_the_device_is_the_gpu_where_there_is_one() -> None:
+def test_d93_the_device_is_the_gpu_where_there_is_one() -> None:
     chosen = PARALLELS.build(PARALLELS.default("none")).device.type
     assert chosen == ("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -59,6 +59,12 @@ def test_a_run_directory_holds_what_it_promises(shards: Path, tmp_path: Path) ->
     assert config["model"]["encoder"]["heads"] == 2
 
 
+def test_d2_the_last_step_is_saved_whatever_the_rhythm(shards: Path, tmp_path: Path) -> None:
+    keys = {"trainer.steps": 5, "trainer.eval_every": 9, "checkpoint.every": 1000}
+    assert pretrain(shards, tmp_path / "run", **keys) == 0
+    assert newest(tmp_path / "run").name == "step_00000005"
+
+
 def test_a_causal_model_learns_what_follows(shards: Path, tmp_path: Path) -> None:
     keys = {"model": "gpt2/tiny", "optim.lr": 0.02, "trainer.log_every": 50}
     steps = {"trainer.steps": 120, "trainer.eval_every": 60, "checkpoint.every": 1000}
@@ -69,7 +75,7 @@ def test_a_causal_model_learns_what_follows(shards: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_interrupted_run_continues_bit_for_bit(
+def test_d4_an_interrupted_run_continues_bit_for_bit(
     shards: Path, tmp_path: Path, workers: int
 ) -> None:
     keys = {"trainer.micro_batch_size": 3, "trainer.log_every": 3, "data.workers": workers}
@@ -193,7 +199,7 @@ def test_a_run_is_not_continued_as_another_one(
     assert metrics(tmp_path / "run") == before
 
 
-def test_a_run_is_not_continued_on_other_data(
+def test_d91_a_run_is_not_continued_on_other_data(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretrain(shards, tmp_path / "run")
@@ -222,7 +228,7 @@ NOT_STARTED = {
 
 
 @pytest.mark.parametrize("case", NOT_STARTED)
-def test_what_cannot_work_is_refused_before_anything_is_created(
+def test_d94_what_cannot_work_is_refused_before_anything_is_created(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     keys, message = NOT_STARTED[case]

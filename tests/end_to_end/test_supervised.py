@@ -68,7 +68,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("objective", "content", "targets", "mask"), CASES)
-def test_two_steps_of_each_objective(
+def test_d99_two_steps_of_each_objective(
     tmp_path: Path, objective: str, content: str, targets: dict[str, Any], mask: str
 ) -> None:
     record_shards(tmp_path, content, CORPORA[content])

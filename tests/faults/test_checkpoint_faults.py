@@ -213,7 +213,7 @@ def test_a_pickle_in_place_of_tensors_is_refused_even_with_a_manifest_that_fits(
         checkpoint.tensors("model")
 
 
-def test_a_pickle_is_refused_as_a_checkpoint(tmp_path: Path, planted: bytes) -> None:
+def test_d90_a_pickle_is_refused_as_a_checkpoint(tmp_path: Path, planted: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(planted)
     with pytest.raises(CheckpointError, match="may be a pickle"):
         open_checkpoint(tmp_path / "model.pt")

@@ -46,7 +46,7 @@ def kill_at(moment: int, patch: pytest.MonkeyPatch, store: CheckpointStore) -> l
 
 
 @pytest.mark.parametrize("step", [3, 2], ids=["new step", "replaced step"])
-def test_a_kill_at_each_single_moment(
+def test_d92_a_kill_at_each_single_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Every call that changes the disk is once the last one of its process."""

@@ -220,7 +220,7 @@ def test_half_an_environment_is_refused(shards: Path, tmp_path: Path) -> None:
         (["parallel=fsdp", "parallel.offload=true"], "parallel.offload: is for GPUs"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_before_the_start(
+def test_d61_what_cannot_be_shared_is_refused_before_the_start(
     words: list[str], said: str, shards: Path, tmp_path: Path
 ) -> None:
     given = [*words_of(shards, tmp_path / "run", **KEYS), *words]

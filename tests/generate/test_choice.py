@@ -137,7 +137,6 @@ def test_greedy_takes_the_likeliest_and_draws_the_others() -> None:
         ({"temperature": -1}, "temperature"),
         ({"temperature": 1, "top_p": 0}, "top_p"),
         ({"beams": 2, "temperature": 0.5}, "beams=2 and temperature=0.5 exclude each other"),
-        ({"beams": 2, "stop": ["a"]}, "stop and beams=2 exclude each other"),
         ({"stop": [""]}, "must not hold an empty string"),
         ({"length_penalty": 2.0}, "length_penalty needs a beam search"),
         ({"early_stopping": "never"}, "early_stopping needs a beam search"),

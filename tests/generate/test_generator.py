@@ -83,7 +83,16 @@ def test_a_string_stops_a_text_and_no_other(generator: Generator, words: Any) ->
         assert after.text == (before.text if place < 0 else before.text[:place])
 
 
-@pytest.mark.parametrize("keys", [{}, {"stop": ["1 w", "8"]}, {"beams": 2}, {"temperature": 1.0}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"stop": ["1 w", "8"]},
+        {"beams": 2},
+        {"beams": 2, "stop": ["1 w", "8"]},
+        {"temperature": 1.0},
+    ],
+)
 def test_pieces_are_the_text(generator: Generator, keys: dict[str, Any]) -> None:
     pieces: dict[int, list[str]] = {0: [], 1: [], 2: []}
 

@@ -111,14 +111,27 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert encoder": ("BertModel", "BertConfig", BERT),
     "bert classify": ("BertForSequenceClassification", "BertConfig", BERT | {"num_labels": 3}),
     "bert tag": ("BertForTokenClassification", "BertConfig", BERT | {"num_labels": 5}),
+    "bert span": ("BertForQuestionAnswering", "BertConfig", BERT),
     "roberta": ("RobertaForMaskedLM", "RobertaConfig", ROBERTA | {"type_vocab_size": 1}),
     "roberta classify": ("RobertaForSequenceClassification", "RobertaConfig", ROBERTA),
     "roberta tag": ("RobertaForTokenClassification", "RobertaConfig", ROBERTA),
+    "roberta span": ("RobertaForQuestionAnswering", "RobertaConfig", ROBERTA),
     "xlm_r": ("XLMRobertaForMaskedLM", "XLMRobertaConfig", ROBERTA | {"type_vocab_size": 1}),
+    "xlm_r span": (
+        "XLMRobertaForQuestionAnswering",
+        "XLMRobertaConfig",
+        ROBERTA | {"type_vocab_size": 1},
+    ),
     "albert": ("AlbertForPreTraining", "AlbertConfig", ALBERT),
     "albert classify": ("AlbertForSequenceClassification", "AlbertConfig", ALBERT),
+    "albert span": ("AlbertForQuestionAnswering", "AlbertConfig", ALBERT),
     "distilbert": ("DistilBertForMaskedLM", "DistilBertConfig", DISTILBERT),
     "distilbert tag": ("DistilBertForTokenClassification", "DistilBertConfig", DISTILBERT),
+    "distilbert span": (
+        "DistilBertForQuestionAnswering",
+        "DistilBertConfig",
+        DISTILBERT | {"qa_dropout": 0.2},
+    ),
     "modernbert": ("ModernBertForMaskedLM", "ModernBertConfig", MODERNBERT),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "bloom": (
@@ -164,6 +177,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
 }
 """Class, class of the config, and its keys, by the name of a case."""
+LABELLED = ("classify", "tag", "span")
+"""Targets with labels of their own."""
 SPEECH = ("speech_to_text", "whisper")
 """Types of models that read frames."""
 
@@ -189,6 +204,12 @@ class Pair:
     ours: Model
     batch: Batch
     arguments: dict[str, Tensor]
+
+    @property
+    def shifts(self) -> set[str]:
+        """Parameters that raise the scores of all positions alike, so that no span changes."""
+        last = f"encoder.layers.{LAYERS - 1}.feed_forward_norm.bias"
+        return {"target.span.output.bias", last} if "span" in self.ours.target.weights else set()
 
     def our_gradients(self) -> LazyTensors:
         """The reference's gradients under our names."""
@@ -261,14 +282,16 @@ def inputs(ours: Model, config: dict[str, Any]) -> tuple[Batch, dict[str, Tensor
     if ours.decoder is not None:
         return seq2seq_inputs()
     names = {"nsp": "next_sentence_label", "sop": "sentence_order_label"}
+    is_span = "span" in ours.target.weights
     batch = text_batch(
-        LENGTHS,
-        [name for name in ours.target.weights if name not in ("classify", "tag")],
+        # Theirs lets answers lie in padding, whose states are not defined.
+        (max(LENGTHS),) * len(LENGTHS) if is_span else LENGTHS,
+        [name for name in ours.target.weights if name not in LABELLED],
         vocabulary=VOCABULARY,
     )
     stream = batch.streams["src"]
-    for name in ("classify", "tag"):
-        if name in ours.target.weights:
+    for name in ours.target.weights:
+        if name in LABELLED:
             batch.labels[name] = class_labels(name, batch)
     padding = config.get("pad_token_id") or 0
     ids = stream.inputs["ids"].masked_fill(~stream.layout.valid, padding)
@@ -278,13 +301,18 @@ def inputs(ours: Model, config: dict[str, Any]) -> tuple[Batch, dict[str, Tensor
     else:
         del stream.inputs["segments"]
     for target, labels in batch.labels.items():
+        if target == "span":
+            starts, ends = labels.values.unbind(1)
+            return batch, arguments | {"start_positions": starts, "end_positions": ends}
         grid = labels.values if labels.index is None else grid_labels(batch, target, "src")
         arguments[names.get(target, "labels")] = grid
     return batch, arguments
 
 
 def class_labels(target: str, batch: Batch) -> Labels:
-    """The first two classes in turn, for rows or for every third token."""
+    """The first two classes in turn, for rows or for every third token; or spans of each row."""
+    if target == "span":
+        return Labels(torch.tensor([[3, 5], [0, 0], [7, 10]]))
     if target == "classify":
         return Labels(torch.arange(len(LENGTHS)) % 2)
     index = batch.streams["src"].layout.valid.flatten().nonzero().squeeze(1)[::3]

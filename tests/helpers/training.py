@@ -88,7 +88,9 @@ def make_trainer(
     **keys: Any,
 ) -> Trainer:
     """A trainer that saves to `run_dir`, at the newest state that is there."""
-    config = decode(TrainerConfig, {"steps": steps, "batch_size": 8, "log_every": 3, **keys})
+    # Not auto: what is compared must not depend on what the machine is fast at.
+    usual = {"steps": steps, "batch_size": 8, "log_every": 3, "precision": "fp32"}
+    config = decode(TrainerConfig, usual | keys)
     parallel = PARALLELS.build(
         decode(PARALLELS.config_class("none"), {"name": "none", "device": device})
     )

@@ -64,14 +64,16 @@ def test_logits_are_those_of_transformers(models: Pair) -> None:
     theirs = models.theirs(**models.arguments)
     for name, labels in models.batch.labels.items():
         logits = models.ours.target[name].logits(out, models.batch)
-        if labels.index is None:
+        if name == "span":
+            close(logits, torch.stack([theirs.start_logits, theirs.end_logits], 1).flatten(0, 1))
+        elif labels.index is None:
             close(logits, theirs[ROW_LOGITS[name]])
         else:
             grid = theirs["prediction_logits" if "prediction_logits" in theirs else "logits"]
             close(logits, grid.flatten(0, 1)[labels.index])
 
 
-def test_loss_and_gradients_are_those_of_transformers(models: Pair) -> None:
+def test_d99_loss_and_gradients_are_those_of_transformers(models: Pair) -> None:
     if not models.ours.target.weights:
         pytest.skip("an encoder alone has no loss")
     models.ours.zero_grad()
@@ -85,7 +87,8 @@ def test_loss_and_gradients_are_those_of_transformers(models: Pair) -> None:
     for name, parameter in models.ours.named_parameters():
         assert parameter.grad is not None, name
         close(parameter.grad, gradients[name])
-        assert parameter.grad.abs().max() > 1e-4 or name.endswith("key.bias"), name
+        is_read = not (name.endswith("key.bias") or name in models.shifts)
+        assert parameter.grad.abs().max() > 1e-4 or not is_read, name
 
 
 GENERATORS = [name for name, (cls, _, _) in MODELS.items() if "CausalLM" in cls or "LMHead" in cls]

@@ -137,7 +137,7 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def test_logits_are_never_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d84_logits_are_never_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     chunked(monkeypatch, 4)
     states, weight, bias, labels = inputs()
     with Watch() as watch:

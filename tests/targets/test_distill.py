@@ -21,6 +21,7 @@ from tencentpretrain.targets.companion import without_companions, without_helper
 from tencentpretrain.targets.distill import DistillTarget
 from tencentpretrain.targets.lm import LmTarget
 from tencentpretrain.targets.mlm import MlmTarget
+from tencentpretrain.targets.span import NEVER
 from tencentpretrain.train.load import load_weights, state_tensors
 from tencentpretrain.types import (
     IGNORE,
@@ -233,6 +234,22 @@ def test_tags_are_learned_where_words_begin() -> None:
     expected = divergence_of(logits, theirs[kept], divergence("fkl")).sum()
     torch.testing.assert_close(loss.total, expected)
     assert int(loss.count) == int(target.units(batch)) == 3
+
+
+def test_spans_are_learned_where_there_is_text() -> None:
+    target = built("span", ratio=1.0, temperature=0.5)
+    randomise(target)
+    layout = layout_of((5, 2))
+    batch = Batch({"src": Stream({}, layout)}, {"span": Labels(torch.tensor([[1, 3], [0, 1]]))})
+    out = ModelOutput(Hidden(torch.randn(2, 5, 8), layout), {})
+    theirs = torch.randn(4, 5).masked_fill(~layout.valid.repeat_interleave(2, 0), NEVER)
+    loss = target(out, taught(batch, "span", theirs)).losses["span"]
+    logits, kl = 2 * target.logits(out, batch), divergence("fkl")
+    rows = [(0, 5), (1, 5), (2, 2), (3, 2)]
+    expected = [
+        divergence_of(logits[r : r + 1, :n], 2 * theirs[r : r + 1, :n], kl) for r, n in rows
+    ]
+    torch.testing.assert_close(loss.total, torch.cat(expected).sum())
 
 
 def test_the_inner_target_is_the_one_that_it_is_called_like() -> None:

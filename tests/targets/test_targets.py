@@ -35,7 +35,7 @@ def batch_of(**labels: Labels) -> Batch:
     return Batch({"src": Stream({}, layout_of(LENGTHS))}, labels)
 
 
-def test_pooling_reads_valid_positions_only() -> None:
+def test_d15_pooling_reads_valid_positions_only() -> None:
     hidden = output_of().hidden
     states, valid = hidden.states, hidden.layout.valid
     states = torch.where(valid[..., None], states, 1e3)
@@ -110,6 +110,33 @@ def test_tags_are_predicted_at_the_supervised_positions() -> None:
     torch.testing.assert_close(
         target(out, batch_of(tag=Labels(grid))).losses["tag"].value, loss.value
     )
+
+
+def test_spans_are_the_mean_over_starts_and_ends_of_valid_positions() -> None:
+    target, out = target_of("span"), output_of()
+    labels = torch.tensor([[1, 4], [IGNORE, IGNORE], [3, 3]])
+    batch = batch_of(span=Labels(labels))
+    result = target(out, batch)
+    scores = target.output(out.hidden.states)  # type: ignore[operator]
+    losses = [
+        F.cross_entropy(scores[row, : LENGTHS[row], side][None], labels[row, side][None])
+        for row in (0, 2)
+        for side in (0, 1)
+    ]
+    torch.testing.assert_close(result.losses["span"].value, torch.stack(losses).mean())
+    assert int(result.losses["span"].count) == int(target.units(batch)) == 4
+
+
+def test_padding_is_never_a_span_and_changes_none() -> None:
+    target, out = target_of("span"), output_of()
+    batch = batch_of(span=Labels(torch.tensor([[1, 4], [0, 1], [3, 3]])))
+    valid = out.hidden.layout.valid
+    states = torch.where(valid[..., None], out.hidden.states, 1e3 * torch.randn(3, 6, 8))
+    noisy = ModelOutput(Hidden(states, out.hidden.layout), {})
+    loss, expected = (target(o, batch).losses["span"].value for o in (noisy, out))
+    torch.testing.assert_close(loss, expected)
+    chances = target.logits(noisy, batch_of()).softmax(-1).view(3, 2, 6)
+    assert chances[~valid[:, None].expand_as(chances)].eq(0).all()
 
 
 @pytest.mark.parametrize("name", ["mlm", "lm"])

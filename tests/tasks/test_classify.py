@@ -29,11 +29,11 @@ def test_labels_are_learned_and_come_back(tmp_path: Path) -> None:
     assert other.state() == task.state()
 
 
-def test_columns_have_any_name(tmp_path: Path) -> None:
-    path = toy.write(tmp_path / "a.tsv", ["class\tquestion\treply", "1\ta\tb", "0\tc\td"])
+def test_d63_columns_have_any_name(tmp_path: Path) -> None:
+    path = toy.write(tmp_path / "a.tsv", ["class\tquestion\treply", "1\ta\tb", "2\tc\td"])
     keys = {"label_column": "class", "text_a_column": "question", "text_b_column": "reply"}
     task = learned(path, **keys)
-    assert task.state() == {"labels": ["0", "1"], "is_pair": True}
+    assert task.state() == {"labels": ["1", "2"], "is_pair": True}
     assert [task.key(row) for row in task.read(path, False)] == ["a\tb", "c\td"]
 
 
@@ -73,7 +73,7 @@ def test_unlabelled_files_are_read(tmp_path: Path) -> None:
         task.read(tmp_path / "b.tsv", True)
 
 
-def test_an_unseen_label_is_named(tmp_path: Path) -> None:
+def test_d63_an_unseen_label_is_named(tmp_path: Path) -> None:
     task = learned(toy.write(tmp_path / "a.tsv", ROWS))
     path = toy.write(tmp_path / "dev.tsv", [*ROWS, "c\tx\ty"])
     with pytest.raises(DataError, match=r"dev\.tsv, line 4: the label `c` is not in the training"):

@@ -110,7 +110,7 @@ def test_ids_equal_transformers_on_a_sample(
         assert gpt2.encode(text) == other.encode(text)
 
 
-def test_sentencepiece_ids_equal_the_library(
+def test_d54_sentencepiece_ids_equal_the_library(
     shared_data: Path, vocabs: Path, pieces: Tokenizer
 ) -> None:
     path = str(vocabs / "clue_zh_sentencepiece.model")
@@ -120,7 +120,7 @@ def test_sentencepiece_ids_equal_the_library(
     assert (pieces.pad, pieces.unk, pieces.cls, pieces.sep, pieces.mask) == (0, 1, 2, 3, 4)
 
 
-def test_xlmr_has_its_own_numbering(tmp_path: Path) -> None:
+def test_d48_xlmr_has_its_own_numbering(tmp_path: Path) -> None:
     """As fairseq numbers: four special tokens, then the pieces of the model one later, <mask>."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -75,7 +75,7 @@ def test_rare_characters_leave_room_for_pieces(tmp_path: Path) -> None:
     assert len(tokenizer.encode("abab")) == 1
 
 
-def test_no_line_is_left_out(tmp_path: Path) -> None:
+def test_d77_no_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "c.txt"
     path.write_text("a\nb\n\nc\nd", encoding="utf-8")
     train(tmp_path / "v", path, "character", 99, min_frequency=1)

@@ -16,7 +16,9 @@ from tencentpretrain.generate.frame import find_frame
 from tencentpretrain.generate.generator import Generator
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.tokenizers.base import TOKENIZERS, build_tokenizer
+from tencentpretrain.tools.generate import generator_of
 from tencentpretrain.tools.outputs import write_model
+from tencentpretrain.tools.saved_model import ToolConfig, load_model
 from tencentpretrain.train.load import state_tensors
 from tests.helpers.docs import ROOT
 from tests.helpers.saved_models import call, numbered_words, save_model, word_tokenizer
@@ -249,9 +251,10 @@ def test_an_output_is_not_replaced_by_chance(
     assert target.read_text() != "mine"
 
 
-def test_the_example_of_the_docs_writes(
-    run: Path, generator: Generator, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_example_of_the_docs_writes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # In the type that the machine is fast at, as the example.
+    config = ToolConfig(checkpoint=run, device="cpu")
+    generator = generator_of(load_model(config, config.machine()), config.machine())
     example = runpy.run_path(str(ROOT / "docs" / "examples" / "write_texts.py"))
     example["main"](str(run), *PROMPTS[:2])
     lines = capsys.readouterr().out.splitlines()

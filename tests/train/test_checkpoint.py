@@ -190,7 +190,7 @@ def test_the_greatest_score_may_be_the_best_and_ties_go_to_the_newest(tmp_path: 
     assert open_checkpoint(tmp_path, "latest").step == 4
 
 
-def test_a_score_of_zero_is_a_score(tmp_path: Path) -> None:
+def test_d62_a_score_of_zero_is_a_score(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, mode="max")
     save(store, 1, 0.0)
     best = store.best()

@@ -55,7 +55,7 @@ def everything(checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
     return checkpoint.tensors("model") | checkpoint.tensors("optimizer")
 
 
-def test_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
+def test_d89_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
     keys = {"trainer": {"steps": 15, "log_every": 2}}
     run_finetune(toy.finetune_config(tmp_path, **keys))
     whole = find_latest(tmp_path / "run" / "checkpoints")

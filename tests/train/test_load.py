@@ -115,7 +115,7 @@ def test_a_missing_tied_tensor_may_be_allowed_under_its_other_name() -> None:
     assert load_weights(model, tensors, allow_missing=["output.*"]).missing == ["word.weight"]
 
 
-def test_a_file_of_which_nothing_is_used_is_refused_whatever_is_allowed() -> None:
+def test_d3_a_file_of_which_nothing_is_used_is_refused_whatever_is_allowed() -> None:
     tensors = {f"bert.{name}": tensor for name, tensor in state_tensors(Tied()).items()}
     with pytest.raises(CheckpointError, match="0 of 7 tensors match: is this the right model") as e:
         load_weights(Tied(), tensors, ["*"], ["*"], ["*"])

@@ -1,5 +1,6 @@
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,53 @@ def test_state_comes_back_exactly() -> None:
     first.add(output(1 / 3, 7))
     second.add(output(1 / 3, 7))
     assert first.read() == second.read()
+
+
+def mixed(**parts: TargetOutput) -> TargetOutput:
+    losses = [part.losses["a"] for part in parts.values()]
+    return TargetOutput({"a": losses[0] + losses[1]}, {}, parts)
+
+
+def test_sources_are_told_apart_and_those_without_a_unit_left_out() -> None:
+    meter = Meter({"a": 2.0}, "train", CPU)
+    meter.add(mixed(news=output(3, 1), books=output(0, 0)))
+    assert meter.read() == {"train/loss": 6.0, "train/news/loss": 6.0, "train/news/a/accuracy": 0.0}
+    meter.add(mixed(news=output(1, 3), books=output(4, 2)))
+    meter.add(mixed(news=output(8, 1), books=output(float("nan"), 1)), keep=torch.tensor(False))
+    losses = {name: value for name, value in meter.read().items() if name.endswith("loss")}
+    assert losses == {
+        "train/loss": pytest.approx(2 * 8 / 6),
+        "train/news/loss": 2.0,
+        "train/books/loss": 4.0,
+    }
+    again = Meter({"a": 2.0}, "train", CPU)
+    again.add(mixed(other=output(3, 1), more=output(0, 0)))
+    again.load_state_dict(meter.state_dict())
+    assert again.read() == meter.read()
+    again.empty()
+    assert again.parts.keys() == meter.parts.keys()
+    again.add(mixed(news=output(6, 2), books=output(1, 1)))
+    assert again.read()["train/news/loss"] == 6.0
+
+
+def test_sums_of_sources_are_those_of_all_ranks() -> None:
+    class Twice:
+        def sum(self, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: 2 * value for name, value in parts.items()}
+
+    meter = Meter({"a": 1.0}, "train", CPU)
+    meter.add(mixed(news=output(3, 1), books=output(4, 2)))
+    parallel: Any = Twice()
+    together = meter.over(parallel)
+    assert together.state_dict() == {
+        "losses": {"a": [14.0, 6.0]},
+        "metrics": {},
+        "parts": {
+            "news": {"losses": {"a": [6.0, 2.0]}, "metrics": {"a/accuracy": [0.0, 2.0]}},
+            "books": {"losses": {"a": [8.0, 4.0]}, "metrics": {"a/accuracy": [0.0, 4.0]}},
+        },
+    }
+    assert together.read() == meter.read()
 
 
 def test_nothing_counted_is_no_record() -> None:

@@ -11,7 +11,7 @@ def optimizer(name: str, model: nn.Module, **keys: object) -> torch.optim.Optimi
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_biases_and_norms_do_not_decay_and_frozen_parameters_are_left_out(name: str) -> None:
+def test_d27_biases_and_norms_do_not_decay_and_frozen_parameters_are_left_out(name: str) -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
     model[3].requires_grad_(False)
     decayed, others = optimizer(name, model, weight_decay=0.3).param_groups
@@ -38,7 +38,7 @@ def test_a_step_reduces_the_loss(name: str) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_adamw_equals_torch() -> None:
+def test_d86_adamw_equals_torch() -> None:
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
     theirs.load_state_dict(ours.state_dict())
     pair = (

@@ -27,7 +27,7 @@ def test_auto_is_bf16_where_the_cpu_is_fast_at_it(
     assert resolve_precision("bf16", CPU) is torch.bfloat16
 
 
-def test_bf16_changes_products_and_nothing_else() -> None:
+def test_d81_bf16_changes_products_and_nothing_else() -> None:
     weight, inputs = torch.randn(4, 4), torch.randn(4, 4)
     with autocast(torch.bfloat16, CPU):
         assert (inputs @ weight).dtype is torch.bfloat16

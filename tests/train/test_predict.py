@@ -65,7 +65,7 @@ def test_predictions_equal_the_evaluation(
         assert {entity["type"] for found in entities for entity in found} == {"PER", "LOC"}
 
 
-def test_unlabelled_files_give_the_same_answers(run: Path, tmp_path: Path) -> None:
+def test_d57_unlabelled_files_give_the_same_answers(run: Path, tmp_path: Path) -> None:
     texts = [row["text_a"] for row in table(run / "test.tsv")]
     unlabelled = toy.write(tmp_path / "plain.tsv", ["text_a", *texts])
     predict(run, run / "test.tsv", tmp_path / "labelled.tsv")
@@ -73,7 +73,7 @@ def test_unlabelled_files_give_the_same_answers(run: Path, tmp_path: Path) -> No
     assert (tmp_path / "unlabelled.tsv").read_text() == (tmp_path / "labelled.tsv").read_text()
 
 
-def test_answers_are_in_the_order_of_the_rows(run: Path, tmp_path: Path) -> None:
+def test_d76_answers_are_in_the_order_of_the_rows(run: Path, tmp_path: Path) -> None:
     texts = [row["text_a"] for row in table(run / "test.tsv")] + ["", "the " * 50]
     answers = []
     for number, order in enumerate((texts, texts[::-1])):

@@ -49,13 +49,13 @@ def test_polynomial_with_power_one_is_linear() -> None:
     assert schedule("polynomial", power=2.0, warmup_steps=0)(50) == pytest.approx(0.25)
 
 
-def test_inverse_sqrt_without_warmup_does_not_divide_by_zero() -> None:
+def test_d50_inverse_sqrt_without_warmup_does_not_divide_by_zero() -> None:
     factor = schedule("inverse_sqrt", warmup_steps=0)
     assert factor(0) == 1
     assert factor(3) == pytest.approx(0.5)
 
 
-def test_tri_stage_has_a_plateau_and_ends_at_its_final_factor() -> None:
+def test_d50_tri_stage_has_a_plateau_and_ends_at_its_final_factor() -> None:
     factor = schedule("tri_stage", warmup_steps=10, decay_ratio=0.5, final=0.05, start=0.01)
     assert factor(0) == pytest.approx(0.01 + 0.99 / 10)
     assert [factor(step) for step in (10, 30, 50)] == [1, 1, 1]

@@ -76,7 +76,7 @@ def test_mistakes_are_named(
     assert [part for part in parts if part not in message] == []
 
 
-def test_rows_must_fit_the_positions_of_the_merged_model(tmp_path: Path) -> None:
+def test_d51_rows_must_fit_the_positions_of_the_merged_model(tmp_path: Path) -> None:
     overrides = {"embedding": {"parts": {"position": {"length": 16}}}}
     with pytest.raises(ConfigError, match=r"task\.length: must be at most .*=16, but is 32"):
         task_model(learned(tmp_path), {**WHOLE, "objective": None, "target": {}}, overrides)

@@ -69,6 +69,11 @@ def test_a_mixture_is_trained_on_and_continued_bit_for_bit(
             assert {f"eval/{name}/loss", f"eval/{name}/mlm/accuracy"} <= record.keys()
         losses = sorted(record[f"eval/{name}/loss"] for name in ("news", "books"))
         assert losses[0] < record["eval/loss"] < losses[1]
+    for record in metrics(tmp_path / "whole"):
+        if "train/loss" in record:
+            losses = sorted(record[f"train/{name}/loss"] for name in ("news", "books"))
+            assert losses[0] < record["train/loss"] < losses[1]
+            assert "train/news/nsp/loss" in record
 
 
 def test_a_run_is_not_continued_with_other_weights(

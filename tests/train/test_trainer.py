@@ -48,7 +48,7 @@ def assert_identical(first: dict[str, Tensor], second: dict[str, Tensor]) -> Non
     [[2], [5], [4, 3], [1, 1, 1]],
     ids=["inside an epoch", "at its border", "twice", "three times"],
 )
-def test_a_resumed_run_equals_one_that_never_stopped(
+def test_d22_a_resumed_run_equals_one_that_never_stopped(
     tmp_path: Path, stops: list[int], micro: int
 ) -> None:
     # 20 examples and batches of 8: five steps are two epochs.
@@ -76,7 +76,7 @@ def test_stop_after_counts_the_steps_of_this_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("micro", [8, 4, 2, 1, 3])
-def test_the_step_does_not_depend_on_micro_batches(micro: int) -> None:
+def test_d13_the_step_does_not_depend_on_micro_batches(micro: int) -> None:
     whole = make_trainer(dropout=0.0, steps=3, optim={"name": "sgd", "lr": 0.5})
     cut = make_trainer(
         dropout=0.0, steps=3, optim={"name": "sgd", "lr": 0.5}, micro_batch_size=micro
@@ -106,6 +106,23 @@ def test_dropout_is_a_function_of_seed_and_step() -> None:
         stats = trainer.train_step(next(iter(trainer.loader)))
         losses.append(stats.outputs[0].losses["mlm"].total.item())
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_d14_ranks_drop_different_units() -> None:
+    losses = []
+    for rank in (0, 0, 1):
+        trainer = make_trainer(steps=1)
+        micros = next(iter(trainer.loader))
+        trainer.parallel.rank = rank
+        losses.append(trainer.train_step(micros).outputs[0].losses["mlm"].total.item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_d82_gradients_are_exchanged_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, said = make_trainer(steps=2, micro_batch_size=3), []
+    monkeypatch.setattr(trainer.parallel, "sync", lambda model, is_last: said.append(is_last))
+    trainer.fit()
+    assert said == 2 * [False, False, True]
 
 
 class Poison(Callback):
@@ -225,7 +242,7 @@ class CountReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_never_waits_for_the_device() -> None:
+def test_d80_a_step_never_waits_for_the_device() -> None:
     trainer = make_trainer(steps=20, log_every=7)
     batches = iter(trainer.loader)
     prepared = [next(batches) for _ in range(4)]
@@ -300,7 +317,7 @@ def test_metrics_file_of_a_resumed_run_has_every_step_once(tmp_path: Path) -> No
     assert steps == ['{"step": 3', '{"step": 6', '{"step": 9', '{"step": 10']
 
 
-def test_gradients_are_clipped_to_the_norm() -> None:
+def test_d81_gradients_are_clipped_to_the_norm() -> None:
     trainer = make_trainer(
         steps=1,
         max_norm=0.01,

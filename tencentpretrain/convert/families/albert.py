@@ -13,6 +13,7 @@ from tencentpretrain.convert.families.bert import (
     architectures,
     mlm_head,
     row_head,
+    span_head,
     tag_head,
 )
 from tencentpretrain.convert.family import Family, Filled
@@ -69,6 +70,7 @@ ALBERT: Final = Family(
         row_head("sop", "albert.pooler", "sop_classifier.classifier"),
         row_head("classify", "albert.pooler", "classifier"),
         tag_head(),
+        span_head(),
     ),
     architectures=architectures("Albert", ("mlm sop", "AlbertForPreTraining")),
     aside=ASIDE,

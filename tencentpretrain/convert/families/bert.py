@@ -77,6 +77,11 @@ def tag_head(output: str = "classifier") -> Head:
     return Head("tag", modules({"target.tag.output": output}), (f"{output}.weight",))
 
 
+def span_head(output: str = "qa_outputs") -> Head:
+    """Where an answer begins and ends."""
+    return Head("span", modules({"target.span.output": output}), (f"{output}.weight",))
+
+
 def architectures(stem: str, *pairs: tuple[str, str]) -> dict[str, str]:
     """Classes of a family by targets."""
     return {
@@ -84,13 +89,13 @@ def architectures(stem: str, *pairs: tuple[str, str]) -> dict[str, str]:
         "mlm": f"{stem}ForMaskedLM",
         "classify": f"{stem}ForSequenceClassification",
         "tag": f"{stem}ForTokenClassification",
+        "span": f"{stem}ForQuestionAnswering",
         **dict(pairs),
     }
 
 
 ASIDE: Final = {
     r".*pooler\.(dense\.)?(weight|bias)": "no target reads the pooler",
-    r"qa_outputs\.(weight|bias)": "there is no target for spans",
     r"classifier\..*": "there is no target of this kind",
 }
 BERT: Final = Family(
@@ -119,6 +124,7 @@ BERT: Final = Family(
         row_head("nsp", "bert.pooler.dense", "cls.seq_relationship"),
         row_head("classify", "bert.pooler.dense", "classifier"),
         tag_head(),
+        span_head(),
     ),
     architectures=architectures(
         "Bert", ("mlm nsp", "BertForPreTraining"), ("nsp", "BertForNextSentencePrediction")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tencentpretrain.convert.families.bert import mlm_head, tag_head
+from tencentpretrain.convert.families.bert import mlm_head, span_head, tag_head
 from tencentpretrain.convert.family import Family
 from tencentpretrain.convert.keys import ACTIVATIONS, Key
 from tencentpretrain.convert.table import Table, modules
@@ -49,6 +49,7 @@ DISTILBERT: Final = Family(
         Key("encoder.dropout", "dropout", 0.1),
         Key("embedding.dropout", "dropout", 0.1),
         Key("encoder.attention_dropout", "attention_dropout", 0.1),
+        Key("target.span.dropout", "qa_dropout", 0.1),
         Key("embedding.parts.position.length", "max_position_embeddings", 512),
         Key("init.std", "initializer_range", 0.02),
     ),
@@ -66,14 +67,15 @@ DISTILBERT: Final = Family(
             "vocab_transform", "vocab_layer_norm", "vocab_projector.weight", "vocab_projector.bias"
         ),
         tag_head(),
+        span_head(),
     ),
     architectures={
         "": "DistilBertModel",
         "mlm": "DistilBertForMaskedLM",
         "tag": "DistilBertForTokenClassification",
+        "span": "DistilBertForQuestionAnswering",
     },
     aside={
         r"(pre_)?classifier\..*": "its classifier has a ReLU, which no target has",
-        r"qa_outputs\..*": "there is no target for spans",
     },
 )

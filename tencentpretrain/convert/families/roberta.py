@@ -19,6 +19,7 @@ from tencentpretrain.convert.families.bert import (
     architectures,
     mlm_head,
     row_head,
+    span_head,
     tag_head,
 )
 from tencentpretrain.convert.family import Family, Filled, Plain, Specials
@@ -81,6 +82,7 @@ def _family(name: str, model_type: str, stem: str) -> Family:
             ),
             row_head("classify", "classifier.dense", "classifier.out_proj"),
             tag_head(),
+            span_head(),
         ),
         architectures=architectures(stem),
         aside=ASIDE,

@@ -61,6 +61,7 @@ class BilmObjective(Objective):
         labels = Labels(
             torch.from_numpy(np.concatenate([example["labels"] for example in examples])),
             torch.from_numpy(np.concatenate(index)),
+            2 * grid.width,
         )
         streams = {"src": Stream({"ids": ids}, grid.layout())}
         return Batch(streams, {self.supervises[0]: labels}, grid.tokens)

@@ -9,7 +9,7 @@ from tests.helpers.shards import numbered_shards, random_shards
 
 
 @pytest.mark.parametrize("length", [12, 40, 128])
-def test_an_epoch_reads_each_token_once(length):
+def test_d17_an_epoch_reads_each_token_once(length):
     made = objective("albert", random_shards(60), length=length)
     for epoch in range(2):
         seen: Counter[int] = Counter()

@@ -31,7 +31,7 @@ def test_missing_special_token_is_named(name, role):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shards", [FakeShards([]), numbered_shards([[], []])])
-def test_no_example_is_refused_in_one_sentence(name, shards):
+def test_d30_no_example_is_refused_in_one_sentence(name, shards):
     with pytest.raises(DataError, match=f"objective `{name}` finds no example") as error:
         objective(name, shards)
     assert "\n" not in str(error.value)
@@ -121,7 +121,7 @@ def test_where_all_positions_are_supervised_no_index_is_needed():
 
 
 @pytest.mark.parametrize("name", ["albert", "bert", "mlm"])
-def test_masked_rows_keep_their_text_in_the_labels(name):
+def test_d11_masked_rows_keep_their_text_in_the_labels(name):
     made = objective(name, random_shards(30), length=40, mask_rate=0.3)
     for index in range(len(made)):
         example = made.make(0, index)
@@ -135,7 +135,7 @@ def test_masked_rows_keep_their_text_in_the_labels(name):
 
 
 @pytest.mark.parametrize("name", ["albert", "bert", "mlm", "single"])
-def test_stored_words_are_masked_whole(name):
+def test_d16_stored_words_are_masked_whole(name):
     plain = random_shards(20)
     random = np.random.default_rng(0)
     words = [random.random(len(text)) < 0.5 for text in plain.texts]

@@ -21,7 +21,7 @@ def pairs(made, epoch: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("isolate", [False, True])
 @pytest.mark.parametrize("length", [8, 33, 128])
-def test_each_token_is_read_once_and_predicted_once(bos, isolate, length):
+def test_d28_each_token_is_read_once_and_predicted_once(bos, isolate, length):
     shards = random_shards(40)
     made = objective("lm", shards, length=length, bos=bos, isolate_documents=isolate)
     eos = made.tokenizer.eos
@@ -50,7 +50,7 @@ def test_the_label_is_the_next_token():
         assert label == (made.tokenizer.eos if given in last else given + 1)
 
 
-def test_nothing_is_predicted_across_documents():
+def test_d28_nothing_is_predicted_across_documents():
     made = objective("lm", random_shards(40, longest=5), length=33)
     for index in range(len(made)):
         example = made.make(0, index)

@@ -10,7 +10,7 @@ from tests.helpers.shards import SPECIALS, numbered_shards, random_shards
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("length", [8, 33, 128])
 @pytest.mark.parametrize("documents", [None, np.arange(1, 40, 3)])
-def test_an_epoch_reads_each_token_once(pack, length, documents):
+def test_d7_an_epoch_reads_each_token_once(pack, length, documents):
     shards = random_shards(40)
     made = objective("mlm", shards, length=length, pack=pack, documents=documents)
     used = np.arange(40) if documents is None else documents
