@@ -245,6 +245,21 @@ class _Reporting(Dataset[Any]):
         return batches
 
 
+class _Exact(Dataset[list[Batch]]):
+    """Items of a dataset, made in full precision whatever a model is evaluated in.
+
+    Whoever asks may be in torch's autocast, which would round filter banks and resampled sounds.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, key: int) -> list[Batch]:
+        with torch.autocast("cpu", enabled=False):
+            batches: list[Batch] = self._dataset[key]
+        return batches
+
+
 def serve(dataset: Dataset[Any], keys: Iterable[int], workers: int) -> Iterator[list[Batch]]:
     """The items of `dataset` at `keys`, in that order, made here or by `workers` processes.
 
@@ -252,8 +267,9 @@ def serve(dataset: Dataset[Any], keys: Iterable[int], workers: int) -> Iterator[
         UserError: as a worker raised it.
         RuntimeError: for any other error of a worker, with its traceback.
     """
+    exact = _Exact(dataset)
     served: DataLoader[Any] = DataLoader(
-        _Reporting(dataset) if workers else dataset,
+        _Reporting(exact) if workers else exact,
         sampler=keys,
         batch_size=None,
         num_workers=workers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tencentpretrain.config import ConfigError
+from tencentpretrain.config import ConfigError, decode
 from tencentpretrain.data.corpora import CorpusConfig, FieldsConfig
-from tencentpretrain.data.media.examples import Example, LabelledImageConfig, LabelledImages
+from tencentpretrain.data.media.examples import (
+    Example,
+    LabelledImageConfig,
+    LabelledImages,
+    MixedLabelsConfig,
+)
 from tencentpretrain.data.media.images import decode_image
 from tencentpretrain.data.media.lists import MediaEntry
 from tencentpretrain.data.media.records import find_media, read_entry
+from tencentpretrain.data.media.transforms import ImageTransformConfig
 from tencentpretrain.data.order import generator
 from tencentpretrain.data.packing import Integers
 from tencentpretrain.errors import DataError
@@ -26,6 +32,7 @@ from tencentpretrain.targets.base import TargetConfig
 from tencentpretrain.targets.classify import ClassifyTarget
 from tencentpretrain.tasks.base import TASKS, Inputs, TaskConfig
 from tencentpretrain.tasks.classes import HEAD, ClassExamples, ClassTask
+from tencentpretrain.tasks.pixels import choose_transform
 from tencentpretrain.types import Batch
 
 log = logging.getLogger("tencentpretrain")
@@ -83,7 +90,10 @@ class ImageRows(ClassExamples):
 class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
     """One label for each image, by the folder that it lies in or as a list says."""
 
-    class Config(LabelledImageConfig, TaskConfig):
+    class Config(MixedLabelsConfig, TaskConfig):
+        transform: ImageTransformConfig | None = None
+        """How images become pixels; keys that are not given are as in the model's training, the
+        size as the model reads, and what only varies images as their defaults say."""
         path_column: str = "path"
         """Column or key of a list that holds the path of the image, from the list's folder on; a
         list without names of columns has the path behind the label."""
@@ -93,6 +103,22 @@ class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
         """Decode every image once before anything is trained or predicted, to find bad ones."""
 
     config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._transform: ImageTransformConfig | None = None
+        self._training: ImageTransformConfig | None = None
+
+    def inherit(self, learned: Mapping[str, Any]) -> None:
+        self._transform = _saved_transform(learned)
+
+    def state(self) -> dict[str, Any]:
+        assert self._transform is not None
+        return {**super().state(), "transform": self._transform.to_dict()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        super().load_state(state)
+        self._transform = _saved_transform(state)
 
     def read(self, path: Path, needs_labels: bool) -> list[MediaEntry]:
         rows = list(find_media(self._corpus(path), Counter()))
@@ -115,12 +141,9 @@ class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
             raise ConfigError.at(
                 "model", f"must read images for task={self.name}, such as vit/tiny"
             )
-        size = self.config.transform.size
-        wanted = patches.rows * patches.size[0], patches.columns * patches.size[1]
-        if (size, size) != wanted:
-            raise ConfigError.at(
-                "task.transform.size", f"must be {wanted[0]}, as the model reads, but is {size}"
-            )
+        self._training = self._transform = choose_transform(
+            self.config.transform, self._transform, model, patches
+        )
         pooling = "first" if patches.before else "mean"
         head = ClassifyTarget.Config(
             name=HEAD, classes=len(self.labels), pooling=pooling, dense=False
@@ -131,7 +154,17 @@ class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
         labels = None
         if is_labelled:
             labels = np.array([self.labels.number(row.label, row.where) for row in rows], np.int64)
-        return ImageRows(rows, labels, self.config, len(self.labels))
+        patches = inputs.model.embedding.patches
+        assert patches is not None
+        config = LabelledImageConfig(
+            transform=self._training
+            or choose_transform(
+                self.config.transform, self._transform, inputs.model, patches, is_over=True
+            ),
+            mix=self.config.mix,
+            smoothing=self.config.smoothing,
+        )
+        return ImageRows(rows, labels, config, len(self.labels))
 
     def decode(
         self,
@@ -159,6 +192,12 @@ class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
     def _corpus(self, path: Path) -> CorpusConfig:
         fields = FieldsConfig(path=self.config.path_column, label=self.config.label_column)
         return CorpusConfig(path=str(path), format="image", fields=fields)
+
+
+def _saved_transform(state: Mapping[str, Any]) -> ImageTransformConfig | None:
+    """What `ImageClassifyTask.state` says; None where it was told of no images."""
+    given = state.get("transform")
+    return None if given is None else decode(ImageTransformConfig, given, "transform")
 
 
 def _check(row: MediaEntry) -> None:

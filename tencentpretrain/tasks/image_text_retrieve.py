@@ -22,11 +22,10 @@ from tencentpretrain.data.objectives.image_text import IMAGE, TEXT
 from tencentpretrain.errors import DataError
 from tencentpretrain.model import Model, ModelConfig
 from tencentpretrain.model_config import parts_of
-from tencentpretrain.sizes import Patches
 from tencentpretrain.targets.base import TargetConfig
-from tencentpretrain.targets.classify import ClassifyTarget
 from tencentpretrain.targets.contrast import ContrastTarget
 from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskConfig
+from tencentpretrain.tasks.image_text_models import find_head, new_head, read_patches
 from tencentpretrain.tasks.image_text_rows import (
     CONTRAST,
     MATCH,
@@ -36,6 +35,7 @@ from tencentpretrain.tasks.image_text_rows import (
     TowerExamples,
 )
 from tencentpretrain.tasks.labels import LabelSet
+from tencentpretrain.tasks.pixels import check_size
 from tencentpretrain.tasks.ranking import first_ranks, recalls
 from tencentpretrain.tasks.text import RowFormat
 from tencentpretrain.types import Batch, ModelOutput, TargetOutput
@@ -123,10 +123,10 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
 
     def targets(self, model: ModelConfig) -> dict[str, TargetConfig]:
         self.adopt(model)
-        name = _head(model)
+        name = find_head(model)
         head = model.target.get(name)
         if not isinstance(head, TargetConfig):
-            head = _new_head(name, model)
+            head = new_head(name, model)
         if getattr(head, "classes", 2) < 2:
             raise ConfigError.at(
                 "model.target.match.classes",
@@ -135,7 +135,7 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
         return {name: head}
 
     def adopt(self, model: ModelConfig) -> None:
-        name, objective = _head(model), model.objective
+        name, objective = find_head(model), model.objective
         if self.transform is None:
             self.transform = getattr(objective, "transform", None)
         if self.transform is None:
@@ -147,14 +147,14 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
         if longest is not None and self.length > longest:
             message = f"must be at most {longest}, as the model has positions, but is {self.length}"
             raise ConfigError.at("task.length", message)
-        _check_size(self.transform.size, _patches(model, name))
+        check_size(self.transform.size, read_patches(model, name))
 
     def examples(
         self, rows: Sequence[MediaEntry], inputs: Inputs, is_labelled: bool
     ) -> ImageTextExamples:
         assert self.transform is not None
         assert self.length is not None
-        kind = TowerExamples if _head(inputs.model) == CONTRAST else JointExamples
+        kind = TowerExamples if find_head(inputs.model) == CONTRAST else JointExamples
         collection = self._collection(rows, is_labelled)
         texts = RowFormat(inputs, self.length).singles(collection.texts)
         return kind(collection, texts, self.transform, is_labelled)
@@ -256,59 +256,3 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
         names = {"path": keys.path_column, "text": keys.text_column, "label": keys.label_column}
         kind = "image" if keys.templates else "image_text"
         return CorpusConfig(path=str(path), format=kind, fields=FieldsConfig(**names))
-
-
-def _head(model: ModelConfig) -> str:
-    """Name of the target that compares images with texts.
-
-    Raises:
-        ConfigError: if the model has none.
-    """
-    contrast = model.target.get(CONTRAST)
-    if isinstance(contrast, ContrastTarget.Config) and set(contrast.streams) == {TEXT, IMAGE}:
-        return CONTRAST
-    if contrast is None and TEXT not in model.towers and IMAGE in model.towers:
-        return CONTRAST
-    if MATCH in model.target or any(
-        part.name == "concat" for part in model.embedding.parts.values()
-    ):
-        return MATCH
-    raise ConfigError.at(
-        "model",
-        f"must compare images with texts, by a target `{CONTRAST}` of the streams {TEXT} and "
-        f"{IMAGE} such as clip/base_32, or by `{MATCH}` such as vilt/base",
-    )
-
-
-def _new_head(name: str, model: ModelConfig) -> TargetConfig:
-    """That of a model which has none yet."""
-    if name == MATCH:
-        return ClassifyTarget.Config(name="classify", classes=2)
-    is_causal = getattr(model.encoder, "mask", None) == "causal"
-    return ContrastTarget.Config(
-        name=CONTRAST,
-        streams=(TEXT, IMAGE),
-        pooling="last" if is_causal else "first",
-        other_pooling="first",
-        size=model.hidden,
-    )
-
-
-def _patches(model: ModelConfig, head: str) -> Patches | None:
-    tower = model.towers.get(IMAGE) if head == CONTRAST else None
-    return (model if tower is None else tower).embedding.patches
-
-
-def _check_size(size: int, patches: Patches | None) -> None:
-    """Refuse images of another size than a model reads.
-
-    Raises:
-        ConfigError: naming both.
-    """
-    if patches is None:
-        raise ConfigError.at("model", "must read images, but none of its embeddings does")
-    wanted = patches.rows * patches.size[0], patches.columns * patches.size[1]
-    if (size, size) != wanted:
-        raise ConfigError.at(
-            "task.transform.size", f"must be {wanted[0]}, as the model reads, but is {size}"
-        )

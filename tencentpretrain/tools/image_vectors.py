@@ -56,11 +56,13 @@ def trained_transform(saved: SavedModel) -> ImageTransform:
     told = getattr(saved.config.objective, TRANSFORM, None)
     if isinstance(told, ImageTransformConfig):
         return ImageTransform(told)
-    # Of a fine-tuned run the task knows it: as it was given, or as it was found out.
-    plain = (saved_config(saved.checkpoint).get("task") or {}).get(TRANSFORM)
-    if plain is None and TASK_FILE in saved.checkpoint.manifest.files:
+    # Of a fine-tuned run the task knows it; of a converted one its config does.
+    plain = None
+    if TASK_FILE in saved.checkpoint.manifest.files:
         content: dict[str, Any] = json.loads(saved.checkpoint.file(TASK_FILE).read_bytes())
         plain = content.get(TRANSFORM)
+    if plain is None:
+        plain = (saved_config(saved.checkpoint).get("task") or {}).get(TRANSFORM)
     if plain is None:
         raise CheckpointError(
             f"`{saved.checkpoint.path}` does not say how images become pixels; give the run of a "

@@ -238,3 +238,22 @@ def test_indices_of_large_epochs_are_spread():
     assert len({*indices}) == 1000
     quarters = Counter(np.array(indices) // (10**9 // 4))
     assert min(quarters.values()) > 180
+
+
+class Products(Numbers):
+    """Examples that are made by a product of matrices, as filter banks are."""
+
+    def collate(self, examples: list[tuple[int, int]]) -> Batch:
+        factor = torch.full((3, 3), 1.001)
+        product = torch.stack([(index + factor) @ factor for _, index in examples])
+        return Batch({}, extras={"product": product})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_in_bf16_rounds_no_inputs(workers: int) -> None:
+    (expected,) = evaluation_batches(Products(3), 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = evaluation_batches(Products(3), 3, workers=workers)
+        assert torch.is_autocast_enabled("cpu")
+    assert found.extras["product"].dtype == torch.float32
+    assert torch.equal(found.extras["product"], expected.extras["product"])

@@ -11,6 +11,8 @@ import torch
 
 from tencentpretrain.cli import main
 from tencentpretrain.config import ConfigError, decode
+from tencentpretrain.data.media.transforms import ImageTransformConfig
+from tencentpretrain.data.objectives.image import ImageObjective
 from tencentpretrain.errors import DataError
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.tasks.base import Inputs
@@ -58,7 +60,7 @@ def test_images_are_read_from_every_form(tmp_path: Path, form: str) -> None:
     path, learned = forms(tmp_path)[form], task()
     rows = learned.read(path, True)
     learned.learn(rows)
-    assert learned.state() == {"labels": ["blue", "red"]}
+    assert list(learned.labels) == ["blue", "red"]
     examples = learned.examples(rows, INPUTS, True)
     made = sorted(
         (int(example["row_label"][0]), example["pixels"].tobytes())
@@ -183,3 +185,27 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path) -> None:
     assert len(losses[0]) == 6
     assert losses[0] == losses[1]
     assert torch.tensor(losses[0]).isfinite().all()
+
+
+def test_pixels_are_as_in_the_training_of_the_model() -> None:
+    """Mean and resizing of earlier training, in the size that is read now, and what is given."""
+    keys = {"name": "image", "transform": {"size": 4, "resize": 6, "mean": [0.1, 0.2, 0.3]}}
+    objective = decode(ImageObjective.Config, keys)
+    model = decode(ModelConfig, MODEL).model_copy(update={"objective": objective})
+    learned = task(transform={"flip": 0.0})
+    learned.learn_labels(["a", "b"], "data.train")
+    learned.targets(model)
+    transform = learned.state()["transform"]
+    assert (transform["size"], transform["resize"], transform["flip"]) == (8, 12, 0.0)
+    assert transform["mean"] == [0.1, 0.2, 0.3]
+    # Its config is saved with all keys, whose usual values say nothing.
+    again = task(transform=decode(ImageTransformConfig, {"flip": 0.0}).to_dict())
+    again.load_state(learned.state())
+    examples = again.examples([], INPUTS, False)
+    assert examples._images._config.transform.to_dict() == transform
+    # What comes after it goes on with the same pixels.
+    later = task(transform=None)
+    later.inherit(learned.state())
+    later.learn_labels(["a", "b"], "data.train")
+    later.targets(decode(ModelConfig, MODEL))
+    assert later.state()["transform"]["mean"] == [0.1, 0.2, 0.3]

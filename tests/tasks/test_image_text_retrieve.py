@@ -180,7 +180,8 @@ def test_wrong_use_is_told(tmp_path: Path) -> None:
 
 
 def words(folder: Path, **keys: Any) -> list[str]:
-    settings = {"trainer.batch_size": 6, "parallel.device": "cpu", "optim.lr": 0.003, **keys}
+    settings = {"trainer.batch_size": 6, "parallel.device": "cpu", "optim.lr": 0.003}
+    settings |= {"trainer.precision": "fp32", **keys}
     return [f"{key}={value}" for key, value in settings.items()]
 
 

@@ -6,8 +6,7 @@ Both compute the positions of sounds; Whisper stores them nevertheless. Its keys
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,8 +15,13 @@ from tencentpretrain.convert.families.bart import block_rules
 from tencentpretrain.convert.family import Family, Filled, Head, Plain, Specials, add_decoder
 from tencentpretrain.convert.keys import ACTIVATIONS, Key, Settings
 from tencentpretrain.convert.preparation import Preparation
+from tencentpretrain.convert.sound_preparation import (
+    bank_to_ours,
+    bank_to_theirs,
+    log_mel_to_ours,
+    log_mel_to_theirs,
+)
 from tencentpretrain.convert.table import Rule, Table, modules
-from tencentpretrain.data.media.filter_banks import STEP, WINDOW
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.train.tensor_file import LazyTensors
 
@@ -106,46 +110,6 @@ def _s2t_objective(settings: Settings) -> Plain:
     }
 
 
-def _bank_to_ours(settings: Settings) -> Plain:
-    settings.expect({"dither": 0.0, "padding_value": 0.0, "padding_side": "right"})
-    is_normalised = settings.get("do_ceptral_normalize", True)
-    return {
-        "bank": {
-            "kind": "kaldi",
-            "rate": settings.number("sampling_rate", 16000),
-            "bands": settings.number("num_mel_bins", 80),
-            "normalise": "utterance" if is_normalised else "none",
-            "means": settings.get("normalize_means", True),
-            "variances": settings.get("normalize_vars", True),
-        }
-    }
-
-
-def _bank_to_theirs(objective: Mapping[str, Any]) -> Plain:
-    bank = _bank(objective, "kaldi")
-    if bank.get("normalise") == "global":
-        raise CheckpointError("their sounds cannot be normalised by statistics of a corpus")
-    return {
-        "feature_extractor_type": "Speech2TextFeatureExtractor",
-        "feature_size": bank.get("bands", 80),
-        "num_mel_bins": bank.get("bands", 80),
-        "sampling_rate": bank.get("rate", 16000),
-        "do_ceptral_normalize": bank.get("normalise", "utterance") == "utterance",
-        "normalize_means": bank.get("means", True),
-        "normalize_vars": bank.get("variances", True),
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": True,
-    }
-
-
-def _bank(objective: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    bank: Mapping[str, Any] = objective.get("bank") or {}
-    if bank.get("kind", kind) != kind:
-        raise CheckpointError(f"their models read filter banks of the kind {kind}, not of another")
-    return bank
-
-
 def _whisper_to_model(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[str, ...]:
     unused = ("activation_dropout", "median_filter_width", "classifier_proj_size")
     masks = ("time_prob", "time_length", "time_min_masks")
@@ -178,52 +142,6 @@ def _whisper_objective(settings: Settings) -> Plain:
         "target_length": settings.number("max_target_positions", 448),
         "prompt": ["<|startoftranscript|>", *task, "<|notimestamps|>"],
         "bank": {"kind": "whisper", "bands": bands, "normalise": "none", "seconds": 30},
-    }
-
-
-def _log_mel_to_ours(settings: Settings) -> Plain:
-    rate = settings.number("sampling_rate", 16000)
-    settings.expect(
-        {
-            "dither": 0.0,
-            "padding_value": 0.0,
-            "padding_side": "right",
-            "n_fft": round(rate * WINDOW),
-            "hop_length": round(rate * STEP),
-            "do_normalize": False,
-        }
-    )
-    seconds = settings.get("chunk_length", 30)
-    bands = settings.number("feature_size", 80)
-    return {
-        "bank": {
-            "kind": "whisper",
-            "rate": rate,
-            "bands": bands,
-            "normalise": "none",
-            "seconds": seconds,
-        }
-    }
-
-
-def _log_mel_to_theirs(objective: Mapping[str, Any]) -> Plain:
-    bank = _bank(objective, "whisper")
-    rate, seconds = bank.get("rate", 16000), bank.get("seconds") or 30
-    if bank.get("normalise", "none") != "none" or seconds != int(seconds):
-        raise CheckpointError("their sounds are whole seconds long and not normalised")
-    step = round(rate * STEP)
-    return {
-        "feature_extractor_type": "WhisperFeatureExtractor",
-        "feature_size": bank.get("bands", 80),
-        "sampling_rate": rate,
-        "chunk_length": int(seconds),
-        "n_fft": round(rate * WINDOW),
-        "hop_length": step,
-        "n_samples": rate * int(seconds),
-        "nb_max_frames": rate * int(seconds) // step,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": False,
     }
 
 
@@ -278,7 +196,7 @@ S2T: Final = Family(
     expected={"input_channels": 1, "pad_token_id": PADDING},
     architectures={"": "Speech2TextModel", "lm": "Speech2TextForConditionalGeneration"},
     heads=_head("lm_head.weight"),
-    preparation=Preparation(_bank_to_ours, _bank_to_theirs),
+    preparation=Preparation(bank_to_ours, bank_to_theirs),
     to_model=_s2t_to_model,
     to_config=_s2t_to_config,
 )
@@ -317,7 +235,7 @@ WHISPER: Final = Family(
     architectures={"": "WhisperModel", "lm": "WhisperForConditionalGeneration"},
     heads=_head("proj_out.weight"),
     filled=(Filled(POSITIONS, ("max_source_positions", "d_model"), fill=waves),),
-    preparation=Preparation(_log_mel_to_ours, _log_mel_to_theirs),
+    preparation=Preparation(log_mel_to_ours, log_mel_to_theirs),
     to_model=_whisper_to_model,
     to_config=_whisper_to_config,
 )

@@ -20,15 +20,20 @@ from tencentpretrain.types import SRC, Batch, Labels, Layout, Stream
 Example = dict[str, NDArray[Any]]
 
 
-class LabelledImageConfig(Config):
-    """Keys of what learns the classes of images."""
+class MixedLabelsConfig(Config):
+    """What training makes of images and classes."""
 
-    transform: ImageTransformConfig = ImageTransformConfig()
-    """How images become pixels."""
     mix: MixConfig = MixConfig()
     """Mixup and CutMix in training."""
     smoothing: Probability = 0.0
     """Part of the probability of a class that is spread over all, in training."""
+
+
+class LabelledImageConfig(MixedLabelsConfig):
+    """Keys of what learns the classes of images."""
+
+    transform: ImageTransformConfig = ImageTransformConfig()
+    """How images become pixels."""
 
 
 class ImageSource(Protocol):

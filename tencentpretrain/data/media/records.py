@@ -183,7 +183,8 @@ def _captioned(entry: MediaEntry, config: CorpusConfig) -> MediaEntry:
         what = "label" if config.caption else "text"
         raise DataError(
             f"{entry.where}: there is no {what} for format={config.media}; list the files with "
-            "their texts in a .tsv or .jsonl file, or make texts of labels with corpus.caption"
+            "their texts in a .tsv or .jsonl file, or make texts of labels with corpus.caption, or "
+            "with task.templates where a task reads them"
         )
     return entry._replace(text=config.caption.replace("{label}", entry.label))
 
