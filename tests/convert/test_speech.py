@@ -71,6 +71,8 @@ def test_preparation_goes_and_comes_back(
     assert type(back) is type(theirs)
     rate = options.get("sampling_rate", RATE)
     samples = wave(0.6, rate=rate)
+    # A band that hears a steady tone hardly deviates, and dividing by that makes rounding large.
+    samples *= np.linspace(0.01, 1, len(samples), dtype="f")
     expected = theirs(samples, sampling_rate=rate, return_tensors="np")["input_features"][0]
     again = back(samples, sampling_rate=rate, return_tensors="np")["input_features"][0]
     ours = FilterBank(objective(tmp_path / "theirs").bank)(samples)
