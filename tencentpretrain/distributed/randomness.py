@@ -14,7 +14,6 @@ import torch
 from tencentpretrain.data.order import hash_int
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def call_apart(
     function: Callable[..., Any], rank: int, device: torch.device, *args: Any, **kwargs: Any
 ) -> Any:

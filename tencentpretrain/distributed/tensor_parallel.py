@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -231,10 +232,12 @@ def _at_hand(module: nn.Module) -> Iterator[None]:
 def _draw_apart(module: Attention | Dropout, axis: Axis) -> None:
     """Give `module` dropout of its own on each process."""
     forward: Callable[..., Any] = module.forward
+    # Not where it is defined: that loads the compiler, which few runs need.
+    call = torch.compiler.disable(call_apart)
 
     def forward_apart(states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not module.training or not module.rate:
             return forward(states, *args, **kwargs)
-        return call_apart(forward, axis.rank, states.device, states, *args, **kwargs)
+        return call(forward, axis.rank, states.device, states, *args, **kwargs)
 
     module.forward = forward_apart  # type: ignore[method-assign]
