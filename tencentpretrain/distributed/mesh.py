@@ -106,10 +106,12 @@ class Mesh(Parallel):
             _set_pg_timeout(timedelta(seconds=config.timeout), group)
         self.rank, self.world = flat.get_local_rank(), flat.size()
         self.size = place.world
+        self.gathers = self.mesh["dp_shard"].size() > 1
         self.is_main = place.rank == 0
-        # Over gloo and apart from what trains: it may be used by another thread, while saving.
-        self.circle = Circle(self._host_group() if place.world > 1 else None)
-        self._stopping = self._host_group() if place.world > 1 else None
+        # Over gloo and apart from what trains; another thread may save meanwhile.
+        self._host = self._host_group() if place.world > 1 else None
+        self.circle = Circle(self._host)
+        self.saving_circle = Circle(self._host_group() if place.world > 1 else None)
         self._asked: tuple[dist.Work, Tensor] | None = None
         # Whoever is refused later must not leave while others still make groups with it.
         self.begin("opening the run")
@@ -200,7 +202,7 @@ class Mesh(Parallel):
 
     def stop(self, reason: str | None) -> str | None:
         """The wish of one step is heard at the end of the next: nobody waits for an answer."""
-        if self._stopping is None:
+        if self._host is None:
             return reason
         heard = None
         if self._asked is not None:
@@ -208,7 +210,7 @@ class Mesh(Parallel):
             work.wait()
             heard = SIGNALS[int(said)]
         wish = torch.tensor(SIGNALS.index(reason) if reason in SIGNALS else 0)
-        work = dist.all_reduce(wish, dist.ReduceOp.MAX, group=self._stopping, async_op=True)
+        work = dist.all_reduce(wish, dist.ReduceOp.MAX, group=self._host, async_op=True)
         self._asked = work, wish
         return heard
 

@@ -135,6 +135,7 @@ class Speech2TextTask(Task[Sound, SpokenTexts]):
         """How texts are written, in evaluation and in prediction."""
 
     config: Config
+    is_uniform = False
     heads = (HEAD,)
     score = "wer"
     mode = "min"

@@ -36,7 +36,12 @@ from tencentpretrain.train.dry_run import dry_run
 from tencentpretrain.train.load import load_weights
 from tencentpretrain.train.precision import resolve_precision
 from tencentpretrain.train.run_config import RunConfig
-from tencentpretrain.train.saved_checkpoint import CHECKPOINTS, find_latest, open_checkpoint
+from tencentpretrain.train.saved_checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    find_latest,
+    open_checkpoint,
+)
 from tencentpretrain.train.session import Job, Session
 from tencentpretrain.train.source import TASK_FILE as TASK_FILE
 from tencentpretrain.train.source import find_source, task_model, without_heads
@@ -181,6 +186,7 @@ def prepare(config: FinetuneConfig, parallel: Parallel) -> Plan:
         resolve_precision(config.trainer.precision, device),
         config.trainer.micro_batch_size or config.trainer.batch_size,
         config.data.workers,
+        parallel,
     )
     job = Job(
         model,
@@ -226,14 +232,20 @@ def task_file(task: Task[Any, Any]) -> bytes:
 
 def report_test(plan: Plan, examples: TaskExamples) -> None:
     """Evaluate the best checkpoint of a finished run on `examples`, and write it down once."""
-    run_dir = plan.session.config.run_dir
-    newest = find_latest(run_dir / CHECKPOINTS, verify=False)
-    if newest is None or newest.step < plan.session.steps(plan.job.examples):
+    run_dir, parallel = plan.session.config.run_dir, plan.session.parallel
+    best: Checkpoint | None = None
+    if parallel.is_main:
+        newest = find_latest(run_dir / CHECKPOINTS, verify=False)
+        if newest is not None and newest.step >= plan.session.steps(plan.job.examples):
+            best = open_checkpoint(run_dir)
+    parallel.begin("testing the best checkpoint")
+    path = parallel.circle.first(best and str(best.path))
+    if path is None:
         return  # trainer.stop_after has ended the process, not the run
-    best = open_checkpoint(run_dir)
+    best = best or Checkpoint(Path(path), is_trusted=True)
     load_weights(plan.job.model, model_tensors(best))
     results = evaluate(plan.task, plan.job.model, examples, plan.machine, "test")
-    if not plan.session.parallel.is_main:
+    if not parallel.is_main:
         return
     values = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
     log.info(f"checkpoint of step {best.step} | {values}")

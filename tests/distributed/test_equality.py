@@ -177,7 +177,7 @@ def test_rows_are_told_from_those_of_all_processes(strategy: str, tmp_path: Path
 def test_a_task_is_learned_by_many_processes(
     shards: Path, alone: dict[str, Path], tmp_path: Path
 ) -> None:
-    rows = [f"{n % 2}\tw{n % 2} w{n % 7} w{n % 5}" for n in range(24)]
+    rows = [f"{n % 2}\tw{n % 2} w{n % 7} w{n % 5}" for n in range(25)]
     table = tmp_path / "train.tsv"
     table.write_text("\n".join(["label\ttext_a", *rows]) + "\n")
     given = {
