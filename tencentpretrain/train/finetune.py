@@ -24,7 +24,7 @@ from tencentpretrain.config import (
 )
 from tencentpretrain.data.buckets import SimilarLengths
 from tencentpretrain.data.loader import Order, ShuffledEpochs
-from tencentpretrain.distributed.parallel import PARALLELS, Parallel
+from tencentpretrain.distributed.parallel import PARALLELS
 from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.model import ModelConfig, build_model
 from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskExamples
@@ -141,7 +141,7 @@ class Plan:
 def run_finetune(config: FinetuneConfig) -> int:
     """Fine-tune as `config` says; returns the exit code."""
     with before_start():
-        plan = prepare(config, PARALLELS.build(config.parallel))
+        plan = prepare(config)
     if config.dry_run:
         code = dry_run(plan.session, plan.job)
     else:
@@ -152,13 +152,14 @@ def run_finetune(config: FinetuneConfig) -> int:
     return code
 
 
-def prepare(config: FinetuneConfig, parallel: Parallel) -> Plan:
+def prepare(config: FinetuneConfig) -> Plan:
     """Read, check and build everything that a run needs; nothing is written.
 
     Raises:
         UserError: for data or a checkpoint that cannot be used.
         ConfigError: for a config that does not fit them.
     """
+    parallel = PARALLELS.build(config.parallel)
     parallel.begin("opening the data")
     source = find_source(config.init, config.run_dir, config.tokenizer)
     task = TASKS.build(config.task)
