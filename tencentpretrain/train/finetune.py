@@ -45,7 +45,7 @@ from tencentpretrain.train.saved_checkpoint import (
 from tencentpretrain.train.session import Job, Session
 from tencentpretrain.train.source import TASK_FILE as TASK_FILE
 from tencentpretrain.train.source import find_source, task_model, without_heads
-from tencentpretrain.train.trainer import TrainerConfig
+from tencentpretrain.train.trainer_config import TrainerConfig
 
 log = logging.getLogger("tencentpretrain")
 
