@@ -73,7 +73,7 @@ class Board:
     """That of this process, since it has met the others: a launcher starts one run."""
 
     def __init__(self, store: Store, place: Place, timeout: float) -> None:
-        self._store = PrefixStore("board", store)
+        self._store = store
         self.place, self.timeout = place, timeout
         self.phase = "reading the config"
         self.is_training = False
