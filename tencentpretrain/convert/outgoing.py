@@ -29,7 +29,7 @@ from tencentpretrain.errors import CheckpointError
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.tokenizers.base import Role
 from tencentpretrain.train.load import listed
-from tencentpretrain.train.session import flatten
+from tencentpretrain.train.same_run import flatten
 from tencentpretrain.train.tensor_file import LazyTensors
 
 FREE: Final = re.compile(

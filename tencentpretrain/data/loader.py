@@ -146,16 +146,6 @@ class Loader:
         self.samples = samples
 
 
-def evaluation_batches(
-    examples: Examples, micro_batch_size: int, limit: int | None = None, workers: int = 0
-) -> Iterator[Batch]:
-    """Each example of epoch 0 once, in their order; of more than `limit`, as many evenly spread."""
-    count = len(examples) if limit is None else min(limit, len(examples))
-    places = range(0, count, micro_batch_size)
-    for batches in serve(_Rows(examples, micro_batch_size, count), places, workers):
-        yield from batches
-
-
 def require_equal_shares(batch_size: int, world: int) -> None:
     """Refuse a batch that `world` ranks cannot share equally.
 
@@ -182,13 +172,17 @@ def shared_batches(
     limit: int | None = None,
     rank: int = 0,
     world: int = 1,
+    workers: int = 0,
 ) -> Iterator[Shared]:
-    """As `evaluation_batches`, dealt to `world` ranks, of which each gets as many batches."""
+    """Each example of epoch 0 once, in their order; of more than `limit`, as many evenly spread.
+
+    Batches are dealt to `world` ranks, of which each gets as many; `workers` processes make them.
+    """
     count = len(examples) if limit is None else min(limit, len(examples))
     places = range(0, count, micro_batch_size)
     turns = range(rank, -(-len(places) // world) * world, world)
     keys = [places[min(turn, len(places) - 1)] for turn in turns]
-    made = serve(_Rows(examples, micro_batch_size, count), keys, 0)
+    made = serve(_Rows(examples, micro_batch_size, count), keys, workers)
     for turn, batches in zip(turns, made, strict=True):
         for batch in batches:
             yield Shared(batch, turn < len(places))

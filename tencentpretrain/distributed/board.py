@@ -73,7 +73,7 @@ class Board:
     """That of this process, since it has met the others: a launcher starts one run."""
 
     def __init__(self, store: Store, place: Place, timeout: float) -> None:
-        self._store = PrefixStore("board", store)
+        self._store = store
         self.place, self.timeout = place, timeout
         self.phase = "reading the config"
         self.is_training = False
@@ -114,6 +114,12 @@ class Board:
         if failures:
             raise RemoteError(self._who(failures[0]) + failures[0].lines[0])
         self.phase, self.is_training = phase, is_training
+
+    def count(self, what: str, is_so: bool, phase: str) -> int:
+        """Of how many processes `what` is so, when all go on to `phase`; see `begin`."""
+        self._store.add(f"count/{what}", int(is_so))
+        self.begin(phase)
+        return self._store.add(f"count/{what}", 0)
 
     def failures(self) -> list[Failure]:
         """What has failed so far, the first one first."""
@@ -231,6 +237,7 @@ def join(place: Place, device: torch.device, timeout: float) -> Board | None:
 
     Raises:
         UnreachableError: if the others cannot be reached.
+        ConfigError: if some would compute on GPUs and some on the CPU.
         RemoteError: if one of them has failed already.
     """
     if dist.is_initialized():
@@ -242,7 +249,13 @@ def join(place: Place, device: torch.device, timeout: float) -> Board | None:
         else:
             store = open_store(place, timeout)
             assert Board.current is not None
-            Board.current.begin("joining the others")
+            on_gpus = Board.current.count("on GPUs", device.type == "cuda", "joining the others")
+            if 0 < on_gpus < place.world:
+                raise ConfigError.at(
+                    "parallel.device",
+                    f"is auto, but {on_gpus} of {place.world} processes have a GPU and the others "
+                    "have none; give parallel.device=cpu, or leave out machines without GPUs",
+                )
         dist.init_process_group(
             backend,
             store=store,

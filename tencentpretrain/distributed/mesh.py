@@ -41,7 +41,7 @@ class MeshConfig(ComponentConfig):
     """Axes that may be longer than 1; the first takes what the others leave."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where each process computes: auto takes the GPU of its local rank where there is one."""
+    """Where processes compute: auto is the GPU of each one's local rank, where there are any."""
     timeout: PositiveFloat = 600.0
     """Seconds after which a process that does not answer is given up, and the run with it."""
     reshard: bool = True
@@ -86,6 +86,25 @@ def sizes_of(config: MeshConfig, place: Place) -> tuple[int, ...]:
     return tuple(given.get(axis, 1) for axis in AXES)
 
 
+def device_of(config: MeshConfig, place: Place) -> torch.device:
+    """Where the process at `place` computes: those of a machine all on GPUs, or all on the CPU.
+
+    Raises:
+        ConfigError: if there are GPUs, but fewer than processes.
+    """
+    found = torch.cuda.device_count()
+    if config.device == "cpu" or (config.device == "auto" and not found):
+        return torch.device("cpu")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", place.local + 1))
+    if found < here:
+        raise ConfigError.at(
+            "parallel.device",
+            f"is {config.device}, but this machine has {found} GPU(s) for {here} processes; start "
+            "as many as there are GPUs (torchrun --nproc-per-node), or give parallel.device=cpu",
+        )
+    return torch.device("cuda", place.local)
+
+
 class Mesh(Parallel):
     """Processes on a mesh; subclasses only say which axes it has."""
 
@@ -96,12 +115,11 @@ class Mesh(Parallel):
         self.config = config
         place = Place.find()
         sizes = sizes_of(config, place)
-        uses_gpu = config.device == "cuda"
-        uses_gpu |= config.device == "auto" and torch.cuda.device_count() > place.local
+        self._device = device_of(config, place)
+        uses_gpu = self._device.type == "cuda"
         if config.offload and not uses_gpu:
             message = "is for GPUs, but this process computes on the CPU; leave it out"
             raise ConfigError.at("parallel.offload", message)
-        self._device = torch.device("cuda", place.local) if uses_gpu else torch.device("cpu")
         if uses_gpu:
             torch.cuda.set_device(self._device)
         self._board = join(place, self._device, config.timeout)
@@ -114,10 +132,12 @@ class Mesh(Parallel):
             _set_pg_timeout(timedelta(seconds=config.timeout), group)
         self.rank, self.world = flat.get_local_rank(), flat.size()
         self.size = place.world
+        self.gathers = self.mesh["dp_shard"].size() > 1
         self.is_main = place.rank == 0
-        # Over gloo and apart from what trains: it may be used by another thread, while saving.
-        self.circle = Circle(self._host_group() if place.world > 1 else None)
-        self._stopping = self._host_group() if place.world > 1 else None
+        # Over gloo and apart from what trains; another thread may save meanwhile.
+        self._host = self._host_group() if place.world > 1 else None
+        self.circle = Circle(self._host)
+        self.saving_circle = Circle(self._host_group() if place.world > 1 else None)
         self._asked: tuple[dist.Work, Tensor] | None = None
         # Whoever is refused later must not leave while others still make groups with it.
         self.begin("opening the run")
@@ -208,7 +228,7 @@ class Mesh(Parallel):
 
     def stop(self, reason: str | None) -> str | None:
         """The wish of one step is heard at the end of the next: nobody waits for an answer."""
-        if self._stopping is None:
+        if self._host is None:
             return reason
         heard = None
         if self._asked is not None:
@@ -216,7 +236,7 @@ class Mesh(Parallel):
             work.wait()
             heard = SIGNALS[int(said)]
         wish = torch.tensor(SIGNALS.index(reason) if reason in SIGNALS else 0)
-        work = dist.all_reduce(wish, dist.ReduceOp.MAX, group=self._stopping, async_op=True)
+        work = dist.all_reduce(wish, dist.ReduceOp.MAX, group=self._host, async_op=True)
         self._asked = work, wish
         return heard
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tencentpretrain.config import ComponentConfig, ConfigError, check
 from tencentpretrain.distributed.blocks import BlockOptions
 from tencentpretrain.distributed.clip import clip_gradients
-from tencentpretrain.distributed.processes import Circle, Place
+from tencentpretrain.distributed.processes import ALONE, Circle, Place
 from tencentpretrain.registry import Registry
 
 if TYPE_CHECKING:
@@ -42,8 +42,12 @@ class Parallel(ABC):
     """Whether this process writes what is written once: config, metrics, messages."""
     is_sharded: ClassVar[bool] = False
     """Whether `shape` cuts parameters, so that a model should have no values before."""
+    gathers: bool = False
+    """Whether a forward pass needs other ranks of data, which must then do the same."""
     circle: Circle
     """All processes of the run, on the host."""
+    saving_circle: Circle
+    """The same, for what saves, maybe in a thread of its own."""
 
     @property
     @abstractmethod
@@ -141,7 +145,7 @@ class SingleProcess(Parallel):
             )
         name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._device = torch.device(name)
-        self.circle = Circle(None)
+        self.circle = self.saving_circle = ALONE
 
     @property
     def device(self) -> torch.device:

@@ -108,6 +108,9 @@ class Task(ABC, Generic[R, E]):
     """The metric that decides which checkpoint is the best."""
     mode: ClassVar[Literal["min", "max"]] = "max"
     """Whether small or great scores are good."""
+    is_uniform: ClassVar[bool] = True
+    """Whether all batches take one way through the model, so that processes that cut its parameters
+    may compute different ones at a time."""
     details: ClassVar[tuple[str, ...]] = ()
     """Columns of the predictions that go beyond the answer."""
 
@@ -185,7 +188,10 @@ class Task(ABC, Generic[R, E]):
 
     @abstractmethod
     def outputs(self, model: Model, out: ModelOutput, batch: Batch) -> list[Any]:
-        """What `metrics` and `decode` need of each example of `batch`, off the device."""
+        """What `metrics` and `decode` need of each example of `batch`, off the device.
+
+        Arrays of numpy, or plain JSON data: processes hand them to the first one.
+        """
 
     @abstractmethod
     def metrics(self, examples: E, outputs: Sequence[Any]) -> dict[str, float]:

@@ -79,6 +79,7 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
             return "labels need templates" if self.labels and not self.templates else None
 
     config: Config
+    is_uniform = False
     heads = (CONTRAST, MATCH)
     details = ("probabilities",)
 

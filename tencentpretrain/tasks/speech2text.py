@@ -154,6 +154,7 @@ class Speech2TextTask(Task[Sound, SpokenTexts]):
             )
 
     config: Config
+    is_uniform = False
     heads = (HEAD,)
     score = "wer"
     mode = "min"

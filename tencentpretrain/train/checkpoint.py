@@ -98,7 +98,7 @@ class CheckpointStore:
         self.keep_best = keep_best
         self.keep_every = keep_every
         self.mode: Mode = mode
-        self.circle = ALONE if parallel is None else parallel.circle
+        self.circle = ALONE if parallel is None else parallel.saving_circle
         self.parallel = parallel
         self._damaged: set[Path] = set()
         self._remover = Remover()

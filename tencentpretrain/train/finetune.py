@@ -24,7 +24,7 @@ from tencentpretrain.config import (
 )
 from tencentpretrain.data.buckets import SimilarLengths
 from tencentpretrain.data.loader import Order, ShuffledEpochs
-from tencentpretrain.distributed.parallel import PARALLELS, Parallel
+from tencentpretrain.distributed.parallel import PARALLELS
 from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.model import ModelConfig, build_model
 from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskExamples
@@ -36,11 +36,16 @@ from tencentpretrain.train.dry_run import dry_run
 from tencentpretrain.train.load import load_weights
 from tencentpretrain.train.precision import resolve_precision
 from tencentpretrain.train.run_config import RunConfig
-from tencentpretrain.train.saved_checkpoint import CHECKPOINTS, find_latest, open_checkpoint
+from tencentpretrain.train.saved_checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    find_latest,
+    open_checkpoint,
+)
 from tencentpretrain.train.session import Job, Session
 from tencentpretrain.train.source import TASK_FILE as TASK_FILE
 from tencentpretrain.train.source import find_source, task_model, without_heads
-from tencentpretrain.train.trainer import TrainerConfig
+from tencentpretrain.train.trainer_config import TrainerConfig
 
 log = logging.getLogger("tencentpretrain")
 
@@ -136,7 +141,7 @@ class Plan:
 def run_finetune(config: FinetuneConfig) -> int:
     """Fine-tune as `config` says; returns the exit code."""
     with before_start():
-        plan = prepare(config, PARALLELS.build(config.parallel))
+        plan = prepare(config)
     if config.dry_run:
         code = dry_run(plan.session, plan.job)
     else:
@@ -147,13 +152,14 @@ def run_finetune(config: FinetuneConfig) -> int:
     return code
 
 
-def prepare(config: FinetuneConfig, parallel: Parallel) -> Plan:
+def prepare(config: FinetuneConfig) -> Plan:
     """Read, check and build everything that a run needs; nothing is written.
 
     Raises:
         UserError: for data or a checkpoint that cannot be used.
         ConfigError: for a config that does not fit them.
     """
+    parallel = PARALLELS.build(config.parallel)
     parallel.begin("opening the data")
     source = find_source(config.init, config.run_dir, config.tokenizer)
     task = TASKS.build(config.task)
@@ -181,6 +187,7 @@ def prepare(config: FinetuneConfig, parallel: Parallel) -> Plan:
         resolve_precision(config.trainer.precision, device),
         config.trainer.micro_batch_size or config.trainer.batch_size,
         config.data.workers,
+        parallel,
     )
     job = Job(
         model,
@@ -226,14 +233,20 @@ def task_file(task: Task[Any, Any]) -> bytes:
 
 def report_test(plan: Plan, examples: TaskExamples) -> None:
     """Evaluate the best checkpoint of a finished run on `examples`, and write it down once."""
-    run_dir = plan.session.config.run_dir
-    newest = find_latest(run_dir / CHECKPOINTS, verify=False)
-    if newest is None or newest.step < plan.session.steps(plan.job.examples):
+    run_dir, parallel = plan.session.config.run_dir, plan.session.parallel
+    best: Checkpoint | None = None
+    if parallel.is_main:
+        newest = find_latest(run_dir / CHECKPOINTS, verify=False)
+        if newest is not None and newest.step >= plan.session.steps(plan.job.examples):
+            best = open_checkpoint(run_dir)
+    parallel.begin("testing the best checkpoint")
+    path = parallel.circle.first(best and str(best.path))
+    if path is None:
         return  # trainer.stop_after has ended the process, not the run
-    best = open_checkpoint(run_dir)
+    best = best or Checkpoint(Path(path), is_trusted=True)
     load_weights(plan.job.model, model_tensors(best))
     results = evaluate(plan.task, plan.job.model, examples, plan.machine, "test")
-    if not plan.session.parallel.is_main:
+    if not parallel.is_main:
         return
     values = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
     log.info(f"checkpoint of step {best.step} | {values}")

@@ -20,7 +20,7 @@ from tencentpretrain.train.callbacks.saving import CheckpointConfig
 from tencentpretrain.train.layers import Stack
 from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.train.schedule import SCHEDULES
-from tencentpretrain.train.trainer import TrainerConfig
+from tencentpretrain.train.trainer_config import TrainerConfig
 from tencentpretrain.wrappers.base import WRAPPERS
 
 

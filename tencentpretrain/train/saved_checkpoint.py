@@ -52,16 +52,17 @@ class Checkpoint:
 
     Args:
         path: directory of the checkpoint.
+        is_trusted: whether another process has verified it.
 
     Raises:
         CheckpointError: if its manifest is absent or altered, or a file is absent or of another
             size; `verify` finds what only reading all bytes can find.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_trusted: bool = False) -> None:
         self.path = path
         self.manifest = Manifest.read(path)
-        self._verified: set[str] = set()
+        self._verified = set(self.manifest.files) if is_trusted else set[str]()
         named = _STEP.fullmatch(path.name)
         if named and int(named["step"]) != self.step:
             raise CheckpointError(f"{MANIFEST} is of step {self.step}, not of this directory")
@@ -95,10 +96,6 @@ class Checkpoint:
         sizes = {name: record.bytes for name, record in self.manifest.files.items()}
         largest_first = sorted(sizes, key=lambda name: (-sizes[name], name))
         self._verify(largest_first[circle.rank :: circle.world])
-
-    def trust(self) -> None:
-        """Take all files for verified: other processes have read what this one has not."""
-        self._verified = set(self.manifest.files)
 
     def state(self) -> dict[str, Any]:
         """The plain values that were saved as `state`."""
@@ -186,7 +183,7 @@ def read_checkpoint(path: Path, verify: bool = True, circle: Circle = ALONE) -> 
     if problems:
         raise CheckpointError("; ".join(problems))
     if verify:
-        checkpoint.trust()
+        checkpoint = Checkpoint(path, is_trusted=True)
     if checkpoint.unexpected and circle.rank == 0:
         names = ", ".join(checkpoint.unexpected[:10])
         log.warning(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from tencentpretrain.config import ConfigError, Problem, decode
+from tencentpretrain.config import ConfigError
 from tencentpretrain.data.loader import Examples, Loader, Order, require_equal_shares
 from tencentpretrain.distributed.parallel import Parallel
 from tencentpretrain.distributed.processes import first_line, is_loss
@@ -28,6 +28,7 @@ from tencentpretrain.train.callbacks.saving import Checkpointer
 from tencentpretrain.train.checkpoint import Checkpoint, CheckpointStore, RunLock
 from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.train.run_config import RunConfig
+from tencentpretrain.train.same_run import require_same_run
 from tencentpretrain.train.saved_checkpoint import find_latest
 from tencentpretrain.train.schedule import SCHEDULES, ScheduleConfig
 from tencentpretrain.train.trainer import Annotator, Trainer
@@ -35,16 +36,6 @@ from tencentpretrain.yaml_text import dump_yaml, load_yaml
 
 log = logging.getLogger("tencentpretrain")
 
-BINDING = ("model", "task", "wrappers", "seed", "optim.name", "data.holdout", "data.bucket")
-"""Parts of the config that a run cannot change on its way."""
-HARMLESS = (
-    *("run_dir", "resume", "dry_run", "plugins", "init", "allow_", "callbacks", "checkpoint"),
-    *("parallel", "data", "trainer.log_every", "trainer.eval_every", "trainer.stop_after"),
-    *("trainer.micro_batch_size", "trainer.recompute", "trainer.compile"),
-)
-"""Beginnings of the keys whose change has no effect on the weights."""
-MOST = 10
-"""How many differences of another run are listed."""
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
@@ -129,34 +120,8 @@ class Session:
                 "resume=auto continue it"
             )
         if found is not None and not config.dry_run and self.parallel.is_main:
-            self._compare(load_yaml(found.file("config.yaml")))
+            require_same_run(load_yaml(found.file("config.yaml")), config)
         return found
-
-    def _compare(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to continue as a different run; say what else changes."""
-        before, now = flatten(self._completed(saved)), flatten(self.config.to_dict())
-        changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        binding = [key for key in changed if any(f"{key}.".startswith(f"{b}.") for b in BINDING)]
-        if binding:
-            raise ConfigError(
-                Problem(
-                    key,
-                    f"is {now.get(key)!r}, but the run in `{self.config.run_dir}` has "
-                    f"{before.get(key)!r}; use that, or another run_dir",
-                )
-                for key in binding[:MOST]
-            )
-        for key in changed:
-            if not key.startswith(HARMLESS):
-                log.warning(f"{key} changes from {before.get(key)} to {now.get(key)}")
-
-    def _completed(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`saved` with the keys that came after it was written, which have their defaults."""
-        try:
-            return decode(type(self.config), saved).to_dict()
-        except ConfigError:
-            # Of another kind of run, or with keys that are no more: compared as it is.
-            return saved
 
     def config_bytes(self) -> bytes:
         """The whole config, defaults included, as YAML."""
@@ -338,16 +303,6 @@ class Session:
                     f"{value[:12]}, now {job.fingerprints[name][:12]}); use the same {name}, or "
                     f"start another run with init={self.config.run_dir}"
                 )
-
-
-def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries by dotted path."""
-    if not isinstance(value, dict) or not value:
-        return {path: value}
-    leaves: dict[str, Any] = {}
-    for key, item in value.items():
-        leaves |= flatten(item, f"{path}.{key}" if path else str(key))
-    return leaves
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tencentpretrain.config import ConfigError
-from tencentpretrain.data.loader import Loader, evaluation_batches
+from tencentpretrain.data.loader import Loader, shared_batches
 from tencentpretrain.errors import CheckpointError, DataError
 from tencentpretrain.types import Batch, Layout, Stream
 from tests.helpers.objectives import objective
@@ -145,16 +145,16 @@ def test_iterating_leaves_torchs_generator_alone():
 @pytest.mark.parametrize("count", [1, 7, 20])
 @pytest.mark.parametrize("micro", [1, 4, 50])
 def test_evaluation_sees_each_example_once_in_order(count, micro):
-    batches = [*evaluation_batches(Numbers(count), micro)]
+    batches = [s.batch for s in shared_batches(Numbers(count), micro)]
     assert numbers(batches) == [(0, index) for index in range(count)]
     sizes = [len(batch.streams["src"].inputs["ids"]) for batch in batches]
     assert sizes[:-1] == [micro] * (len(sizes) - 1)
 
 
 def test_evaluation_of_a_part_is_spread_evenly():
-    part = numbers([*evaluation_batches(Numbers(100), 4, limit=10, workers=1)])
+    part = numbers([s.batch for s in shared_batches(Numbers(100), 4, limit=10, workers=1)])
     assert part == [(0, index) for index in range(0, 100, 10)]
-    assert len(numbers([*evaluation_batches(Numbers(7), 4, limit=10)])) == 7
+    assert len(numbers([s.batch for s in shared_batches(Numbers(7), 4, limit=10)])) == 7
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -222,7 +222,7 @@ def test_rows_are_told_from_those_of_all_processes(strategy: str, tmp_path: Path
 def test_a_task_is_learned_by_many_processes(
     shards: Path, alone: dict[str, Path], tmp_path: Path
 ) -> None:
-    rows = [f"{n % 2}\tw{n % 2} w{n % 7} w{n % 5}" for n in range(24)]
+    rows = [f"{n % 2}\tw{n % 2} w{n % 7} w{n % 5}" for n in range(25)]
     table = tmp_path / "train.tsv"
     table.write_text("\n".join(["label\ttext_a", *rows]) + "\n")
     given = {
@@ -272,7 +272,15 @@ def test_a_dry_run_rehearses_with_all_processes(shards: Path, tmp_path: Path) ->
 LOW = {**STEADY, "trainer.steps": 5, "trainer.precision": "bf16"}
 
 
-@pytest.mark.parametrize("words", [("ddp",), ("fsdp", "trainer.recompute=full"), ("fsdp_tp",)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ddp",),
+        ("fsdp", "trainer.recompute=full"),
+        ("fsdp_tp",),
+        ("fsdp_tp", "parallel.sequence=true"),
+    ],
+)
 def test_gathering_in_bf16_changes_nothing_where_products_are_bf16(
     words: tuple[str, ...], shards: Path, tmp_path: Path
 ) -> None:

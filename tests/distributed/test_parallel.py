@@ -4,7 +4,7 @@ from torch import nn
 
 from tencentpretrain.config import ConfigError, decode
 from tencentpretrain.distributed.blocks import BlockOptions
-from tencentpretrain.distributed.mesh import sizes_of
+from tencentpretrain.distributed.mesh import device_of, sizes_of
 from tencentpretrain.distributed.parallel import PARALLELS, Parallel
 from tencentpretrain.distributed.processes import Place
 from tests.helpers.models import tiny_model
@@ -108,6 +108,31 @@ def test_a_wrong_product_is_shown() -> None:
     config = decode(PARALLELS.config_class("fsdp_tp"), {"name": "fsdp_tp", "tensor": 3})
     with pytest.raises(ConfigError, match=r"shard=2 x tensor=3 = 6 processes, but there are 8"):
         sizes_of(config, Place(0, 8))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "found"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda:1"),
+        ("cpu", 2, "cpu"),
+        ("auto", 1, ""),
+        ("cuda", 0, ""),
+    ],
+)
+def test_processes_of_a_machine_are_all_on_gpus_or_all_on_the_cpu(
+    device: str, gpus: int, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    config = decode(PARALLELS.config_class("ddp"), {"name": "ddp", "device": device})
+    places = [Place(0, 2, 0), Place(1, 2, 1)]
+    if found:
+        assert device_of(config, places[1]) == torch.device(found)  # type: ignore[arg-type]
+        return
+    for place in places:
+        with pytest.raises(ConfigError, match=rf"{gpus} GPU\(s\) for 2 processes"):
+            device_of(config, place)  # type: ignore[arg-type]
 
 
 def test_torchrun_without_a_strategy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from tencentpretrain.train.checkpoint import CheckpointStore, open_checkpoint
 from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.train.schedule import SCHEDULES
 from tencentpretrain.train.tensor_file import read_tensors
-from tencentpretrain.train.trainer import Trainer, TrainerConfig
+from tencentpretrain.train.trainer import Trainer
+from tencentpretrain.train.trainer_config import TrainerConfig
 from tencentpretrain.types import Batch, Stream
 from tests.helpers.models import model_config
 

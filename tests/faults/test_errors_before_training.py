@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tencentpretrain.distributed import board
+from tencentpretrain.distributed import board, mesh
 from tencentpretrain.distributed.mesh import Mesh
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.train import beginning, pretrain
@@ -125,6 +126,17 @@ def test_all_are_refused_alike_and_told_once(shards: Path, tmp_path: Path) -> No
     assert said["0"].count("did you mean `steps`?") == 1
     assert "rank" not in said["0"]
     assert said["1"] == ""
+
+
+def test_some_on_gpus_and_some_not_are_refused(shards: Path, tmp_path: Path) -> None:
+    def before(rank: int) -> None:
+        device = torch.device("cuda" if rank else "cpu")
+        mesh.device_of = lambda *_: device  # type: ignore[attr-defined]
+        torch.cuda.set_device = lambda device: None
+
+    codes, said = run(tmp_path, shards, before)
+    assert codes == [2, 2]
+    assert "parallel.device: is auto, but 1 of 2 processes have a GPU" in said["0"]
 
 
 def test_different_errors_are_all_told(shards: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from tencentpretrain.train.callbacks.saving import CheckpointConfig, Checkpointe
 from tencentpretrain.train.checkpoint import CheckpointStore
 from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.train.schedule import SCHEDULES
-from tencentpretrain.train.trainer import Trainer, TrainerConfig
+from tencentpretrain.train.trainer import Trainer
+from tencentpretrain.train.trainer_config import TrainerConfig
 from tencentpretrain.types import Batch, Labels, Layout, Stream
 
 VOCABULARY = 23

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tencentpretrain.config import ConfigError, decode
-from tencentpretrain.data.loader import evaluation_batches, shared_batches
+from tencentpretrain.data.loader import shared_batches
 from tencentpretrain.distributed.parallel import PARALLELS
 from tencentpretrain.errors import DataError
 from tencentpretrain.help_table import key_table
@@ -108,8 +108,8 @@ def test_each_source_is_evaluated_as_if_alone(shards: dict[str, Path]) -> None:
             assert results[key.replace("eval", f"eval/{name}", 1)] == pytest.approx(value, abs=1e-6)
         meter = Meter(model.target.weights, "eval", trainer.device)
         with torch.inference_mode():
-            for batch in evaluation_batches(dev, count, 3):
-                meter.add(model(batch))
+            for shared in shared_batches(dev, count, 3):
+                meter.add(model(shared.batch))
         for target, ratio in meter.losses.items():
             totals[target] += np.array([float(ratio.total), float(ratio.count)]) * weight / count
     expected = {target: total / count for target, (total, count) in totals.items()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tencentpretrain.config import decode
-from tencentpretrain.data.loader import Loader, evaluation_batches
+from tencentpretrain.data.loader import Loader, shared_batches
 from tencentpretrain.data.media.images import decode_image
 from tencentpretrain.data.media.transforms import ImageTransform
 from tencentpretrain.data.objectives import OBJECTIVES
@@ -127,7 +127,7 @@ def test_a_batch_does_not_depend_on_how_it_is_cut(shards: ShardSet) -> None:
 def test_evaluation_reads_each_image_once(shards: ShardSet) -> None:
     made = objective(shards)
     made.is_training = False
-    batches = list(evaluation_batches(made, 5))
+    batches = [shared.batch for shared in shared_batches(made, 5)]
     assert sum(batch.tokens for batch in batches) == 12
 
 
