@@ -55,6 +55,8 @@ def parallelize(model: Model, mesh: DeviceMesh, config: MeshConfig, blocks: Bloc
     is_low = blocks.dtype == torch.bfloat16 and config.gather != "fp32"
     # What a target asks of a block outside its forward pass, the block must have at hand.
     for block in [] if model.target.want.projections else own_blocks(model):
+        if is_low and (vectors := shared_vectors(block)):
+            fully_shard(vectors, reshard_after_forward=False, mp_policy=policy(None), **options)
         fully_shard(
             block,
             reshard_after_forward=config.reshard,
@@ -89,6 +91,15 @@ def whole_parameters(module: nn.Module, dims: int) -> set[nn.Parameter]:
     gradients.
     """
     return {p for p in module.parameters() if p.dim() <= dims and not is_shared(p)}
+
+
+def shared_vectors(block: nn.Module) -> list[nn.Module]:
+    """Modules that have vectors alone, of which processes add the gradients: norms of slices.
+
+    They are gathered together in fp32, for the reason that `whole_parameters` gives.
+    """
+    own = ((module, [*module.parameters(recurse=False)]) for module in block.modules())
+    return [m for m, found in own if found and all(p.dim() < 2 and is_shared(p) for p in found)]
 
 
 def give_back(model: nn.Module, *_: object) -> None:

@@ -251,9 +251,10 @@ class Products(Numbers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_in_bf16_rounds_no_inputs(workers: int) -> None:
-    (expected,) = evaluation_batches(Products(3), 3)
+    (expected,) = shared_batches(Products(3), 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (found,) = evaluation_batches(Products(3), 3, workers=workers)
+        (found,) = shared_batches(Products(3), 3, workers=workers)
         assert torch.is_autocast_enabled("cpu")
-    assert found.extras["product"].dtype == torch.float32
-    assert torch.equal(found.extras["product"], expected.extras["product"])
+    product = found.batch.extras["product"]
+    assert product.dtype == torch.float32
+    assert torch.equal(product, expected.batch.extras["product"])

@@ -233,6 +233,7 @@ def store(folder: Path, output: Path, *words: str, teacher: str = "lm") -> int:
         "data.holdout=0.1",
         f"output={output}",
         "device=cpu",
+        "precision=fp32",
         *words,
     ]
     return main("store_teacher", given)
