@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -58,6 +58,7 @@ from tencentpretrain.train.saved_checkpoint import (
     step_directories,
     step_name,
 )
+from tencentpretrain.train.staging import Staging
 
 __all__ = ["Checkpoint", "CheckpointStore", "RunLock", "open_checkpoint"]
 
@@ -103,6 +104,8 @@ class CheckpointStore:
         self._damaged: set[Path] = set()
         self._remover = Remover()
         self._saver = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
+        self._staging = Staging()
+        self._writing: Future[Path] | None = None
 
     def save(
         self,
@@ -146,12 +149,17 @@ class CheckpointStore:
     ) -> Future[Path]:
         """As `save`, but copies the tensors and writes the copies while the caller goes on.
 
-        One checkpoint is written after another. Errors of writing are those of the result.
+        One checkpoint is written after another, and the memory of the copies is kept from one to
+        the next. Errors of writing are those of the result.
         """
         final, manifest, found, parts = self._planned(
             step, tensors, state, files, score, fingerprints
         )
-        return self._saver.submit(self._save, final, manifest, [f.copied() for f in found], parts)
+        if self._writing is not None:
+            wait([self._writing])  # it reads the memory that the copies are about to fill
+        copies = self._staging.copy(found)
+        self._writing = self._saver.submit(self._save, final, manifest, copies, parts)
+        return self._writing
 
     def _planned(
         self,

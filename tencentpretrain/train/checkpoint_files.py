@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from tencentpretrain.distributed.layout import local_part
@@ -39,13 +38,6 @@ class TensorFile:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def copied(self) -> TensorFile:
-        """The same with copies in the memory of the host, which training does not change."""
-        copies = {name: _copied(tensor) for name, tensor in self.tensors.items()}
-        if any(tensor.is_cuda for tensor in self.tensors.values()):
-            torch.cuda.synchronize()
-        return replace(self, tensors=copies)
-
 
 def tensor_files(
     tensors: Mapping[str, Mapping[str, Tensor]], parallel: Parallel | None = None
@@ -67,13 +59,6 @@ def _tensor_file(
     pieces, metadata = pieces_of(tensors, kept)
     name = piece_file(stem, parallel.circle.rank, parallel.circle.world)
     return TensorFile(name, pieces, metadata) if pieces else None
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    if not tensor.is_cuda:
-        return tensor.detach().clone()
-    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
-    return copy.copy_(tensor, non_blocking=True)
 
 
 def fill_checkpoint(

@@ -354,6 +354,20 @@ def test_a_checkpoint_in_the_background_is_of_the_moment_it_was_asked_for(tmp_pa
     assert path == store.save(1, {"model": {"weight": torch.ones(1000)}}, {"step": 1})
 
 
+def test_the_next_checkpoint_in_the_background_waits_for_the_memory_of_the_last(
+    tmp_path: Path,
+) -> None:
+    store, weight = CheckpointStore(tmp_path, keep_last=3), torch.ones(100_000)
+    paths = []
+    for step in range(1, 4):
+        weight.fill_(step)
+        shape = (-1,) if step < 3 else (100, 1000)
+        paths.append(store.save_in_background(step, {"model": {"w": weight.view(shape)}}, {}))
+    for step, path in enumerate(paths, 1):
+        saved = Checkpoint(path.result()).tensors("model")["w"]
+        assert torch.equal(saved.flatten(), torch.full((100_000,), float(step)))
+
+
 def test_an_error_in_the_background_is_that_of_its_result(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "run")
     (tmp_path / "run").write_text("a file where a directory should be")

@@ -34,7 +34,8 @@ class CheckpointConfig(Config):
     keep_every: PositiveInt | None = None
     """Checkpoints at multiples of so many steps are kept for ever."""
     background: bool = False
-    """Whether training goes on while a copy of the state is written; the copy takes memory."""
+    """Whether training goes on while a copy of the state is written, which stays in the memory of
+    the host from one checkpoint to the next."""
     save_best: bool = True
     """Also save at an evaluation that is the best so far, and keep that one."""
 
