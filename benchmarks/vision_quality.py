@@ -1,13 +1,15 @@
 """What pre-training on the same images gives a small image classifier: MAE and BEiT on CIFAR-10.
 
     python -m benchmarks.vision_quality [--output runs/quality] [--seeds 0 1 2]
-        [--methods vit mae beit] [--width 128] [--layers 6] [--pretrain-epochs 200] [--epochs 40]
+        [--methods vit mae beit] [--scratch vit mae beit]
+        [--width 128] [--layers 6] [--pretrain-epochs 200] [--epochs 40]
 
 10,000 images of 32 x 32 in patches of 4 x 4, tested on 2,000 others. Each method pre-trains its
 encoder with the first seed, on the training images without their labels; its encoder is then
-fine-tuned from there and from a random start, both alike, with every seed. BEiT's codes come from
-an autoencoder that is trained first, on the same images, too. The same command goes on where it
-stopped. With `--steps N` every training takes N steps only, to see whether all of it runs.
+fine-tuned from there and, for the methods of `--scratch`, from a random start, all alike and with
+every seed. BEiT's codes come from an autoencoder that is trained first, on the same images, too.
+The same command goes on where it stopped. With `--steps N` every training takes N steps only, to
+see whether all of it runs.
 """
 
 from __future__ import annotations
@@ -124,8 +126,8 @@ class Experiment:
         """Everything about one method; ViT, which has no pre-training here, starts at random."""
         if method != "vit":
             self.finetune(f"{method} pre-trained", f"init={self.pretrained(method)}")
-        model = self.model(method)
-        self.finetune(f"{method} from scratch", "init=none", *model)
+        if method in self.options.scratch:
+            self.finetune(f"{method} from scratch", "init=none", *self.model(method))
 
 
 def main() -> None:
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "quality")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--scratch", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--pretrain-epochs", type=int, default=200)
