@@ -12,6 +12,7 @@ from tencentpretrain import registry
 from tencentpretrain.cli import main
 from tencentpretrain.commands import COMMANDS
 from tencentpretrain.compose import group_options
+from tencentpretrain.config import ConfigError
 from tencentpretrain.configure import load_config
 from tencentpretrain.errors import DataError, TrainingError, UserError, before_start
 from tencentpretrain.targets.base import TARGETS
@@ -89,6 +90,15 @@ def test_a_missing_model_lists_the_families(capsys: pytest.CaptureFixture[str]) 
     assert code == 2
     assert "error: model: is required, but was not given; model=family/size, or" in err
     assert "bert/{tiny,mini,small,medium,base,large" in err
+
+
+@pytest.mark.parametrize("word", ["wrappers=loora", "wrappers.loora.rank=4"])
+def test_a_misspelt_wrapper_is_refused_under_its_own_name(word: str) -> None:
+    words = ["model=bert/tiny", "data.path=data", "run_dir=run", "trainer.steps=1", word]
+    with pytest.raises(ConfigError) as raised:
+        load_config(COMMANDS["pretrain"], words)
+    (line,) = str(raised.value).splitlines()
+    assert line == "wrappers.loora: there is no wrapper `loora`; did you mean `lora`?"
 
 
 @pytest.mark.parametrize("word", ["steps=1,2", "model=bert/tiny,bert/mini", "optim=adamw,sgd"])
