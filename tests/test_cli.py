@@ -101,6 +101,24 @@ def test_a_misspelt_wrapper_is_refused_under_its_own_name(word: str) -> None:
     assert line == "wrappers.loora: there is no wrapper `loora`; did you mean `lora`?"
 
 
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        ("pretrain", ["data: data.path (or data.mix) is required: documents that preprocess.py"]),
+        ("finetune", ["data.train: is required"]),
+        ("predict", ["data.test: is required"]),
+        ("preprocess", ["corpus.path: is required"]),
+    ],
+)
+def test_a_section_that_is_missing_is_told_by_its_keys(command: str, lines: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(COMMANDS[command], [])
+    told = str(raised.value).splitlines()
+    for line in lines:
+        assert any(one.startswith(line) for one in told), told
+    assert not any(one.startswith(("data: is required", "corpus: is required")) for one in told)
+
+
 @pytest.mark.parametrize("word", ["steps=1,2", "model=bert/tiny,bert/mini", "optim=adamw,sgd"])
 def test_several_values_without_the_flag(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = {item.partition("=")[0]: item for item in (*GOOD, word)}
