@@ -124,10 +124,10 @@ _ALL = (
         config="tencentpretrain.convert.command:ConvertConfig",
         run="tencentpretrain.convert.command:run_convert",
         examples=(
-            "from=bert-base-uncased to=models/bert",
+            "from=bert-base-uncased to=converted/bert",
             "from=runs/reviews to=exported dtype=bfloat16",
             "from=bert.bin config=base_config.json tokenizer=wordpiece tokenizer.vocab=vocab.txt "
-            "to=models/old",
+            "to=converted/old",
         ),
     ),
     Command(
@@ -236,7 +236,7 @@ _ALL = (
         run="tencentpretrain.convert.peft:run_convert_adapter",
         examples=(
             "checkpoint=runs/lora output=adapters/lora base_name=bert-base-uncased",
-            "adapter=adapters/lora base=models/bert output=runs/lora",
+            "adapter=adapters/lora base=converted/bert output=runs/lora",
             "adapter=adapters/lora base=models/roberta family=roberta output=runs/lora",
         ),
     ),

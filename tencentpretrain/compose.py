@@ -7,6 +7,7 @@ so that typed decoding meets every misspelt key and can name the nearest right o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,11 +125,17 @@ def _choose(group: str, text: str, values: list[Argument]) -> str | None:
         return f"{group}={option}"
     else:
         # Maybe a component of a plug-in, which has no YAML file: its registry knows.
-        values.append(Argument(f"{group}.name", text))
+        named = json.dumps({option: {}} if _holds_several(group) else {"name": option})
+        values.append(Argument(group, named))
         return None
     content = load_inherited(file.resolve(), folders)
     ConfigStore.instance().store(group=group, name=CHOSEN, node=content)
     return f"{group}={CHOSEN}"
+
+
+def _holds_several(group: str) -> bool:
+    """Whether a group is a mapping of components by name, as `wrappers`, and not one component."""
+    return not any("name" in load_yaml(CONF / group / f"{o}.yaml") for o in group_options(group))
 
 
 def _compose(command: str, choices: list[str]) -> DictConfig:

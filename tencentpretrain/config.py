@@ -305,6 +305,8 @@ def _choose(
     try:
         cls = choice.registry.config_class(name)
     except (KeyError, PermissionError) as error:
-        problems.append(Problem(_join(path, "name"), str(error.args[0])))
+        # What was written is a `name`, or else the key of the component itself.
+        where = _join(path, "name") if value.get("name") else path
+        problems.append(Problem(where, str(error.args[0])))
         return INVALID
     return _decode(cls, {**value, "name": name}, path, problems)

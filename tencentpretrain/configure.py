@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from tencentpretrain.commands import Command
-from tencentpretrain.compose import Composed, compose, missing_model
+from tencentpretrain.compose import Composed, compose, groups, missing_model
 from tencentpretrain.config import Config, ConfigError, Problem, decode
 from tencentpretrain.registry import load_plugins, trust
 
@@ -27,6 +27,7 @@ def load_config(command: Command, words: Sequence[str]) -> Config:
     cls = command.config_class()
     if "plugins" not in cls.model_fields:
         composed.data.pop("plugins", None)
+    _open_sections(command, cls, composed.data)
     try:
         config = decode(cls, composed.data)
     except ConfigError as error:
@@ -40,6 +41,14 @@ def load_config(command: Command, words: Sequence[str]) -> Config:
     if problems:
         raise ConfigError(_hinted(problem, composed) for problem in problems)
     return config
+
+
+def _open_sections(command: Command, cls: type[Config], data: dict[str, Any]) -> None:
+    """Begin what must be given and no group chooses, so that it says itself which keys it needs."""
+    for name, field in cls.model_fields.items():
+        section = isinstance(field.annotation, type) and issubclass(field.annotation, Config)
+        if section and field.is_required() and name not in groups(command.name):
+            data.setdefault(name, {})
 
 
 def _is_within(path: str, key: str) -> bool:

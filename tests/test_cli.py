@@ -12,6 +12,7 @@ from tencentpretrain import registry
 from tencentpretrain.cli import main
 from tencentpretrain.commands import COMMANDS
 from tencentpretrain.compose import group_options
+from tencentpretrain.config import ConfigError
 from tencentpretrain.configure import load_config
 from tencentpretrain.errors import DataError, TrainingError, UserError, before_start
 from tencentpretrain.targets.base import TARGETS
@@ -89,6 +90,33 @@ def test_a_missing_model_lists_the_families(capsys: pytest.CaptureFixture[str]) 
     assert code == 2
     assert "error: model: is required, but was not given; model=family/size, or" in err
     assert "bert/{tiny,mini,small,medium,base,large" in err
+
+
+@pytest.mark.parametrize("word", ["wrappers=loora", "wrappers.loora.rank=4"])
+def test_a_misspelt_wrapper_is_refused_under_its_own_name(word: str) -> None:
+    words = ["model=bert/tiny", "data.path=data", "run_dir=run", "trainer.steps=1", word]
+    with pytest.raises(ConfigError) as raised:
+        load_config(COMMANDS["pretrain"], words)
+    (line,) = str(raised.value).splitlines()
+    assert line == "wrappers.loora: there is no wrapper `loora`; did you mean `lora`?"
+
+
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        ("pretrain", ["data: data.path (or data.mix) is required: documents that preprocess.py"]),
+        ("finetune", ["data.train: is required"]),
+        ("predict", ["data.test: is required"]),
+        ("preprocess", ["corpus.path: is required"]),
+    ],
+)
+def test_a_section_that_is_missing_is_told_by_its_keys(command: str, lines: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(COMMANDS[command], [])
+    told = str(raised.value).splitlines()
+    for line in lines:
+        assert any(one.startswith(line) for one in told), told
+    assert not any(one.startswith(("data: is required", "corpus: is required")) for one in told)
 
 
 @pytest.mark.parametrize("word", ["steps=1,2", "model=bert/tiny,bert/mini", "optim=adamw,sgd"])

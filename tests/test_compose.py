@@ -258,6 +258,7 @@ def test_a_group_may_be_given_as_a_mapping() -> None:
 @pytest.mark.parametrize("option", ["adm", "my_package.module:Class", "of_a_plugin"])
 def test_a_component_without_a_file_is_left_to_its_registry(option: str) -> None:
     assert composed(f"optim={option}")["optim"] == {"name": option}
+    assert composed(f"wrappers={option}")["wrappers"] == {option: {}}
 
 
 def test_mistakes_in_words_are_told_together() -> None:
@@ -303,7 +304,7 @@ def test_every_option_of_a_group_is_one_commented_name() -> None:
         for file in (CONF / group).iterdir():
             lines = file.read_text(encoding="utf-8").splitlines()
             assert lines[0].startswith("# "), file
-            # Wrappers are several by name.
+            # Wrappers are several by name, as compose() tells from the lack of a `name`.
             option = f"{file.stem}: {{}}" if group == "wrappers" else f"name: {file.stem}"
             assert lines[1:] in ([option], ["{}"]), file
 

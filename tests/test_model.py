@@ -156,7 +156,7 @@ def test_the_word_table_may_be_larger_but_not_smaller_than_the_tokenizer() -> No
         ({"target": {"sop": {}}}, r"target.sop gets no labels from objective.name=bert"),
         (
             {"target": {"mlmm": {}}},
-            r"target.mlmm.name: .* did you mean `mlm`",
+            r"target.mlmm: .* did you mean `mlm`",
         ),
         ({"decoder": {"name": "x"}}, r"decoder.name: there is no decoder `x`"),
         ({"target_embedding": {"parts": {"word": {}}}}, "must be given together"),

@@ -239,6 +239,13 @@ def test_command_in_docs_is_accepted(file: str, line: str) -> None:
         load_config(command, [word for word in words[2:] if not word.startswith("--")])
 
 
+@pytest.mark.parametrize(("file", "line"), commands_in_docs())
+def test_command_in_docs_leaves_the_models_alone(file: str, line: str) -> None:
+    # In a checkout such a place may exist, and what lies there is taken for a model by its name.
+    written = re.findall(r"\b(?:to|output|run_dir)=(\S+)", line)
+    assert not [place for place in written if place.startswith("models")]
+
+
 def test_docs_hold_the_commands_that_a_user_needs() -> None:
     readme = "\n".join(shell_lines((ROOT / "README.md").read_text(encoding="utf-8")))
     for command in COMMANDS.values():

@@ -20,6 +20,7 @@ from tencentpretrain.convert.departure import Departure, depart
 from tencentpretrain.errors import CheckpointError, before_start
 from tencentpretrain.registry import load_plugins
 from tencentpretrain.tokenizers.base import TOKENIZERS
+from tencentpretrain.tools.outputs import require_replaceable
 from tencentpretrain.train.manifest import MANIFEST
 from tencentpretrain.train.saved_checkpoint import CHECKPOINTS
 
@@ -120,11 +121,6 @@ def _check_paths(config: ConvertKeys) -> None:
     if not config.source.exists():
         raise CheckpointError(f"there is nothing at from={config.source}")
     to = config.to
-    if not to.exists():
-        return
-    if to.samefile(config.source):
+    if to.exists() and to.samefile(config.source):
         raise ConfigError.at("to", f"must be another directory than from, but is `{to}`")
-    is_model = any((to / mark).is_file() for mark in MARKS)
-    if not (config.overwrite and is_model):
-        way = "replace the model in it with overwrite=true" if is_model else "it is no model"
-        raise ConfigError.at("to", f"`{to}` exists; choose another name, or {way}")
+    require_replaceable("to", to, config.overwrite, marks=MARKS)

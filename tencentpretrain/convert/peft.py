@@ -6,7 +6,7 @@ import json
 import logging
 from pathlib import Path
 
-from tencentpretrain.config import Config, ConfigError, PathLike, check
+from tencentpretrain.config import Config, PathLike, check
 from tencentpretrain.convert.peft_in import CONFIG, WEIGHTS, import_adapter
 from tencentpretrain.convert.peft_out import PeftAdapter, export_adapter
 from tencentpretrain.errors import before_start
@@ -15,6 +15,7 @@ from tencentpretrain.tools.outputs import (
     check_directory,
     model_files,
     published_directory,
+    require_replaceable,
     write_model,
 )
 from tencentpretrain.train.base import BASE, Base
@@ -60,7 +61,7 @@ def run_convert_adapter(config: ConvertAdapterConfig) -> int:
     """Convert as `config` says; returns the exit code."""
     if config.checkpoint is not None:
         with before_start():
-            _check_folder(config)
+            require_replaceable("output", config.output, config.overwrite, "adapter", [CONFIG])
             made = export_adapter(
                 open_checkpoint(config.checkpoint), config.base_name, config.family
             )
@@ -103,14 +104,3 @@ def write_adapter(output: Path, adapter: PeftAdapter) -> None:
     with published_directory(output) as partial:
         write_bytes(partial / CONFIG, config.encode())
         write_tensors(partial / WEIGHTS, adapter.tensors, {"format": "pt"})
-
-
-def _check_folder(config: ConvertAdapterConfig) -> None:
-    """Refuse to lose something that is no adapter."""
-    output = config.output
-    if not output.exists():
-        return
-    is_adapter = (output / CONFIG).is_file()
-    if not (config.overwrite and is_adapter):
-        way = "replace the adapter in it with overwrite=true" if is_adapter else "it is no adapter"
-        raise ConfigError.at("output", f"`{output}` exists; choose another name, or {way}")

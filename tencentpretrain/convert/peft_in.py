@@ -92,6 +92,14 @@ def import_adapter(folder: Path, base: Checkpoint, family: str = "auto") -> Impo
     outgoing = depart(base.path, family).outgoing
     model = decode(ModelConfig, saved_config(base)["model"], "model")
     places = Places(outgoing, model, LazyTensors.of(plain_tensors(base)))
+    wrong = _misfit(factors, places)
+    if wrong:
+        named = config.get("base_model_name_or_path")
+        raise CheckpointError(
+            f"`{base.path}`, as {outgoing.config['architectures'][0]}, is not the base of the "
+            f"adapter, which was trained on {named or 'a model that it does not name'}: {wrong}; "
+            "convert that model by scripts/convert.py, and give it as base"
+        )
     wanted = next((t for t, name in TASK_TYPES.items() if name == config.get("task_type")), None)
     model, given = _whole(model, outgoing, places, whole, wanted)
     own: dict[str, Tensor] = dict(given)
@@ -138,11 +146,27 @@ def split_tensors(
     return factors, whole
 
 
+def _misfit(factors: Mapping[str, Mapping[str, Tensor]], places: Places) -> str | None:
+    """Which layer the adapter wants and the base has otherwise; None if all fit.
+
+    Raises:
+        CheckpointError: if the adapter itself is incomplete.
+    """
+    for path, parts in factors.items():
+        if not {DOWN, UP} <= parts.keys():
+            raise CheckpointError(f"{WEIGHTS} holds only a part of the update of `{path}`")
+        wanted = parts[UP].shape[0], parts[DOWN].shape[1]
+        place = places.by_theirs.get(places.path(path))
+        if place is None:
+            return f"that has a layer `{path}` {list(wanted)}, and this one has none"
+        if place.shape != wanted:
+            return f"`{path}` is {list(wanted)} there, but {list(place.shape)} here"
+    return None
+
+
 def _ours(places: Places, path: str, parts: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Factors by our modules; those in one of theirs share A."""
-    place = places.by_theirs.get(places.path(path))
-    if place is None or not {DOWN, UP} <= parts.keys():
-        raise CheckpointError(f"the adapter is of `{path}`, which is no layer of the base")
+    place = places.by_theirs[places.path(path)]
     heads = [module for module in place.ours if fnmatchcase(module, HEADS)]
     if heads:
         raise CheckpointError(f"the adapter is of `{path}`, a head, which trains in full here")

@@ -31,12 +31,14 @@ class Place:
         theirs: Its path.
         ours: Names of ours, in the order in which they lie there.
         sizes: O of each of ours.
+        shape: O and I of its weight, as it would lie in a linear layer.
         is_transposed: Whether its weight is stored as [I, O].
     """
 
     theirs: str
     ours: tuple[str, ...]
     sizes: tuple[int, ...]
+    shape: tuple[int, int]
     is_transposed: bool
 
 
@@ -73,11 +75,14 @@ class Places:
             n: torch.empty(s, columns, device="meta") for n, s in zip(ours, sizes, strict=True)
         }
         made = convert(self._rules, "theirs", LazyTensors.of(probe), self.numbers)
+        is_transposed = made.tensors.described[theirs].shape[0] == columns
+        rows, inputs = self._found.tensors.described[theirs].shape
         return Place(
             theirs.removesuffix(WEIGHT).removeprefix(self._prefix),
             tuple(name.removesuffix(WEIGHT) for name in ours),
             sizes,
-            made.tensors.described[theirs].shape[0] == columns,
+            (inputs, rows) if is_transposed else (rows, inputs),
+            is_transposed,
         )
 
     def weight(self, module: str) -> Tensor:

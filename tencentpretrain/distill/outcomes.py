@@ -55,10 +55,12 @@ class Normalised(NamedTuple):
     @classmethod
     def of(cls, logits: Tensor, out: Tensor | None = None) -> Self:
         """That of `logits` [N, V], which become `log`; `plain` is written into `out`."""
-        plain = torch.softmax(logits, -1, out=out)
+        # At once the level of large logits would round, and shift all of a row alike.
+        highest = logits.amax(-1, keepdim=True)
+        plain = torch.softmax(logits.sub_(highest), -1, out=out)
         # Of the likeliest outcome: no sum of exponentials is needed a second time.
-        level = logits.amax(-1, keepdim=True) - plain.amax(-1, keepdim=True).log_()
-        return cls(logits.sub_(level), plain, level)
+        log_highest = plain.amax(-1, keepdim=True).log_()
+        return cls(logits.add_(log_highest), plain, highest - log_highest)
 
 
 @dataclass(frozen=True)

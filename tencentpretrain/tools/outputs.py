@@ -91,16 +91,38 @@ def check_directory(output: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
     if STEP_NAME.fullmatch(output.name):
         message = f"must not be called like a checkpoint of a run, but is `{output}`"
         raise ConfigError.at("output", message)
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        raise ConfigError.at("output", f"must not be what is read, but is `{output}`")
+    require_replaceable("output", output, overwrite)
+
+
+def require_replaceable(
+    key: str,
+    output: Path,
+    overwrite: bool,
+    kind: str = "model",
+    marks: Iterable[str] = (MANIFEST,),
+) -> None:
+    """Refuse to lose what the directory that `key` names holds.
+
+    Args:
+        key: Says where `output` is.
+        output: The directory; there may be nothing.
+        overwrite: Whether one that holds a `kind` may be replaced.
+        kind: What is written there.
+        marks: Files of which every directory with a `kind` has one.
+
+    Raises:
+        ConfigError: if something else is there, or may not be replaced.
+    """
     if not os.path.lexists(output):
         return
-    if any(path.exists() and output.samefile(path) for path in inputs):
-        raise ConfigError.at("output", f"must not be what is read, but is `{output}`")
-    if not (output / MANIFEST).is_file():
-        message = f"`{output}` exists and is no model, so it is not replaced; choose another name"
-        raise ConfigError.at("output", message)
+    if not any((output / mark).is_file() for mark in marks):
+        message = f"`{output}` exists and is no {kind}, so it is not replaced; choose another name"
+        raise ConfigError.at(key, message)
     if not overwrite:
-        message = f"`{output}` exists; choose another name, or replace the model in it with "
-        raise ConfigError.at("output", f"{message}overwrite=true")
+        message = f"`{output}` exists; choose another name, or replace the {kind} in it with "
+        raise ConfigError.at(key, f"{message}overwrite=true")
 
 
 @contextmanager

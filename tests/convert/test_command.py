@@ -200,7 +200,7 @@ def test_places_that_make_no_sense_are_refused(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("x")
     words = f"from={theirs}", f"to={tmp_path / 'full'}", "overwrite=true"
-    assert "it is no model" in refused(capsys, *words)
+    assert "exists and is no model, so it is not replaced" in refused(capsys, *words)
     assert convert(f"from={theirs}", f"to={ours}") == 0
     capsys.readouterr()
     assert "replace the model in it" in refused(capsys, f"from={theirs}", f"to={ours}")

@@ -44,6 +44,7 @@ CASES = {
     "bart": ["q_proj", "fc1"],
 }
 """Modules to adapt by case."""
+QUERY = "bert.encoder.layer.0.attention.self.query"
 OURS = {"bert classify": "encoder.*", "gpt2": "*.attention.value", "llama": "encoder.*"}
 
 
@@ -301,6 +302,48 @@ def test_other_adapters_are_refused(
     words = [f"adapter={tmp_path}", f"base={bases['bert'][1]}", f"output={tmp_path / 'run'}"]
     assert main("convert_adapter", words) == 2
     assert message in capsys.readouterr().err
+
+
+def write_update(folder: Path, factors: dict[str, Tensor]) -> None:
+    """An adapter of `QUERY` of a model that it calls bert-mine."""
+    config = {"peft_type": "LORA", "base_model_name_or_path": "bert-mine"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {f"base_model.model.{QUERY}.{n}.weight": tensor for n, tensor in factors.items()}
+    write_tensors(folder / "adapter_model.safetensors", tensors)
+
+
+@pytest.mark.parametrize(
+    ("case", "width", "message"),
+    [
+        ("gpt2", 32, f"that has a layer `{QUERY}` [32, 32], and this one has none"),
+        ("bert", 64, f"`{QUERY}` is [64, 64] there, but [32, 32] here"),
+    ],
+)
+def test_another_base_is_refused_by_what_the_adapter_wants(
+    bases: dict[str, tuple[Path, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+    width: int,
+    message: str,
+) -> None:
+    write_update(tmp_path, {"lora_A": torch.ones(2, width), "lora_B": torch.ones(width, 2)})
+    words = [f"adapter={tmp_path}", f"base={bases[case][1]}", f"output={tmp_path / 'run'}"]
+    assert main("convert_adapter", words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert f"{bases[case][1]}" in error
+    assert "is not the base of the adapter, which was trained on bert-mine" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_an_update_is_refused(
+    bases: dict[str, tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_update(tmp_path, {"lora_B": torch.ones(32, 2)})
+    words = [f"adapter={tmp_path}", f"base={bases['bert'][1]}", f"output={tmp_path / 'run'}"]
+    assert main("convert_adapter", words) == 2
+    assert f"holds only a part of the update of `{QUERY}`" in capsys.readouterr().err
 
 
 def test_runs_without_an_adapter_are_refused(

@@ -138,3 +138,13 @@ def test_soft_cross_entropy_has_the_entropy_of_the_teacher_beside_the_divergence
 def test_shares_out_of_range_are_refused(name: str, keys: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(keys))):
         divergence(name, **keys)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 300.0])
+def test_large_logits_lose_no_digits_of_small_divergences(scale: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    teacher = torch.randn(16, 500, generator=draw) * scale
+    student = teacher + 0.01 * torch.randn(16, 500, generator=draw)
+    found = Outcomes.of_logits(teacher.clone(), student.clone()).fkl
+    exact = Outcomes.of_logits(teacher.double(), student.double()).fkl
+    torch.testing.assert_close(found, exact.float(), atol=1e-6, rtol=0)
