@@ -29,8 +29,8 @@ from tencentpretrain.errors import UserError
 
 GRACE: Final = 10.0
 """Seconds for which a process waits for others that may be gone without a word."""
-OPENING: Final = 60.0
-"""Seconds for which a process that has failed before it met the others tries to meet them."""
+PATIENCE: Final = 60.0
+"""Seconds for which a process that ends looks for others that are there, but busy."""
 
 
 class UnreachableError(UserError):
@@ -58,6 +58,10 @@ class Failure:
     phase: str
     is_loss: bool = False
     meeting: int = 0
+
+    def who(self, world: int) -> str:
+        """Beginning of a sentence about it, of one of so many processes."""
+        return f"rank {self.rank} of {world}, while {self.phase}: "
 
 
 class Board:
@@ -112,7 +116,7 @@ class Board:
                 f"{first_line(error)}"
             ) from error
         if failures:
-            raise RemoteError(self._who(failures[0]) + failures[0].lines[0])
+            raise RemoteError(failures[0].who(place.world) + failures[0].lines[0])
         self.phase, self.is_training = phase, is_training
 
     def count(self, what: str, is_so: bool, phase: str) -> int:
@@ -178,14 +182,15 @@ class Board:
             is_last_look = self._are_gone()
             for failure in self.failures():
                 if tuple(failure.lines) not in told:
-                    say(failure, self._who(failure))
+                    say(failure, failure.who(self.place.world))
                 told.add(tuple(failure.lines))
             self._store.set("told", "")
             return is_last_look
 
-        # Who was killed does not say that it is gone.
+        # Who was killed does not say that it is gone, and who waits for this process in a
+        # collective is woken only when this one is gone.
         is_lost = any(failure.is_loss for failure in self.failures())
-        self._await(is_over, GRACE if is_lost else self.timeout)
+        self._await(is_over, GRACE if is_lost else min(PATIENCE, self.timeout))
 
     def _are_told(self) -> bool:
         return self._store.check(["told"])
@@ -198,9 +203,6 @@ class Board:
         if self.place.rank:
             with suppress(RuntimeError):  # so is the first one, and nobody waits
                 self._store.add("gone", 1)
-
-    def _who(self, failure: Failure) -> str:
-        return f"rank {failure.rank} of {self.place.world}, while {failure.phase}: "
 
     def _await(self, is_so: Callable[[], bool], seconds: float) -> bool:
         """Wait until `is_so`, at most for so many `seconds`; signals are heard meanwhile."""
@@ -311,12 +313,16 @@ def end_together(error: BaseException, code: int, lines: list[str]) -> int | Non
         if board is None:
             if own is None:
                 return None
-            open_store(place, OPENING)
+            open_store(place, PATIENCE)
             board = Board.current
             assert board is not None
         return board.end(own)
     except (RuntimeError, ValueError):  # there is nobody any more, or there never was
-        return code if own is not None and place.rank == 0 else None
+        if own is None:
+            return None
+        if place.rank:  # nobody else can tell of it
+            say(own, own.who(place.world))
+        return code
 
 
 def failure_of(error: BaseException, code: int, lines: list[str], rank: int, phase: str) -> Failure:
