@@ -100,7 +100,7 @@ class Beginning:
         allow: tuple[str, ...],
         target_tokenizer: str | None,
     ) -> None:
-        source = open_checkpoint(Path(self.config.init))
+        source = open_checkpoint(Path(self.config.init), circle=self.parallel.circle)
         fingerprints = source.manifest.fingerprints
         theirs = fingerprints.get("tokenizer")
         written = fingerprints.get("target tokenizer", theirs)

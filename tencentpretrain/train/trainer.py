@@ -186,7 +186,9 @@ class Trainer:
     def account(self, stats: StepStats, micros: list[Batch]) -> None:
         """Add what a step gave to the metrics, on the device."""
         tokens = sum(batch.tokens for batch in micros)
-        flops = sum(self.model.flops(batch) for batch in micros)
+        # Those that have one rank of data share its work.
+        sharing = self.parallel.circle.world // self.parallel.world
+        flops = sum(self.model.flops(batch) for batch in micros) / sharing
         self.speed.add(tokens, flops, self.config.batch_size // self.parallel.world)
         self.own_tokens += tokens
         for output in stats.outputs:
