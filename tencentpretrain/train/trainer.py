@@ -177,7 +177,9 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = rate * factor
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            # Beside parameters on the host: torch would not wait until it has come there.
+            place = self.optimizer.param_groups[0]["params"][0].device
+            self.optimizer.found_inf = (~is_finite).float().to(place)  # type: ignore[attr-defined]
             self.optimizer.step()
         elif bool(is_finite):
             self.optimizer.step()
