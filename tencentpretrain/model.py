@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -247,6 +248,7 @@ def fill_model(
     device: torch.device | str,
     seed: int,
     fill: Fill = fill_whole,
+    home: Callable[[Tensor], torch.device] | None = None,
 ) -> None:
     """Give `model`, which is on the meta device, memory on `device` and its first weights.
 
@@ -256,8 +258,9 @@ def fill_model(
         device: Where its parameters lie.
         seed: Of the initial weights.
         fill: How a module's own parameters are filled; all processes draw the same numbers.
+        home: Where each tensor lies, if not all of them on `device`.
     """
-    model.to_empty(device=device)
+    model._apply(lambda t: torch.empty_like(t, device=device if home is None else home(t)))  # type: ignore[no-untyped-call]
     tie(model, config.ties)
     with torch.random.fork_rng(devices=[] if torch.device(device).type == "cpu" else None):
         torch.manual_seed(seed)

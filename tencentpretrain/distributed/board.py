@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -24,13 +22,20 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from tencentpretrain.config import ConfigError
-from tencentpretrain.distributed.processes import Place, RemoteError, first_line, is_loss
+from tencentpretrain.distributed.attempt import attempt_name
+from tencentpretrain.distributed.processes import (
+    Place,
+    RemoteError,
+    first_line,
+    is_loss,
+    wait_until,
+)
 from tencentpretrain.errors import UserError
 
 GRACE: Final = 10.0
 """Seconds for which a process waits for others that may be gone without a word."""
-OPENING: Final = 60.0
-"""Seconds for which a process that has failed before it met the others tries to meet them."""
+PATIENCE: Final = 60.0
+"""Seconds for which a process that ends looks for others that are there, but busy."""
 
 
 class UnreachableError(UserError):
@@ -58,6 +63,10 @@ class Failure:
     phase: str
     is_loss: bool = False
     meeting: int = 0
+
+    def who(self, world: int) -> str:
+        """Beginning of a sentence about it, of one of so many processes."""
+        return f"rank {self.rank} of {world}, while {self.phase}: "
 
 
 class Board:
@@ -97,7 +106,7 @@ class Board:
             self._store.set(f"{meeting}/{place.rank}", "")
             if self._store.add(f"{meeting}/count", 1) == place.world:
                 self._store.set(meeting, "")
-            if not self._await(lambda: self._store.check([meeting]), self.timeout):
+            if not wait_until(lambda: self._store.check([meeting]), self.timeout):
                 ranks = range(place.world)
                 absent = [r for r in ranks if not self._store.check([f"{meeting}/{r}"])]
                 raise RemoteError(
@@ -112,7 +121,7 @@ class Board:
                 f"{first_line(error)}"
             ) from error
         if failures:
-            raise RemoteError(self._who(failures[0]) + failures[0].lines[0])
+            raise RemoteError(failures[0].who(place.world) + failures[0].lines[0])
         self.phase, self.is_training = phase, is_training
 
     def count(self, what: str, is_so: bool, phase: str) -> int:
@@ -137,7 +146,7 @@ class Board:
         Board.current = None
         self._go()
         if self.place.rank == 0:  # its store is needed until the last one has seen that all are
-            self._await(self._are_gone, GRACE)
+            wait_until(self._are_gone, GRACE)
 
     def end(self, own: Failure | None) -> int | None:
         """End where this process, with `own`, or another one has failed.
@@ -156,7 +165,7 @@ class Board:
                 return None
             if self.place.rank == 0:
                 self._speak()
-            elif own is not None and not self._await(self._are_told, GRACE):
+            elif own is not None and not wait_until(self._are_told, GRACE):
                 say(own)
             return failures[0].code
         finally:
@@ -178,14 +187,15 @@ class Board:
             is_last_look = self._are_gone()
             for failure in self.failures():
                 if tuple(failure.lines) not in told:
-                    say(failure, self._who(failure))
+                    say(failure, failure.who(self.place.world))
                 told.add(tuple(failure.lines))
             self._store.set("told", "")
             return is_last_look
 
-        # Who was killed does not say that it is gone.
+        # Who was killed does not say that it is gone, and who waits for this process in a
+        # collective is woken only when this one is gone.
         is_lost = any(failure.is_loss for failure in self.failures())
-        self._await(is_over, GRACE if is_lost else self.timeout)
+        wait_until(is_over, GRACE if is_lost else min(PATIENCE, self.timeout))
 
     def _are_told(self) -> bool:
         return self._store.check(["told"])
@@ -199,19 +209,6 @@ class Board:
             with suppress(RuntimeError):  # so is the first one, and nobody waits
                 self._store.add("gone", 1)
 
-    def _who(self, failure: Failure) -> str:
-        return f"rank {failure.rank} of {self.place.world}, while {failure.phase}: "
-
-    def _await(self, is_so: Callable[[], bool], seconds: float) -> bool:
-        """Wait until `is_so`, at most for so many `seconds`; signals are heard meanwhile."""
-        began = time.monotonic()
-        while not is_so():
-            waited = time.monotonic() - began
-            if waited > seconds:
-                return False
-            time.sleep(min(max(0.002, 0.05 * waited), 0.5))
-        return True
-
 
 def open_store(place: Place, timeout: float) -> Store:
     """The store that all processes reach, and a board of this one in it.
@@ -219,7 +216,8 @@ def open_store(place: Place, timeout: float) -> Store:
     Raises:
         RuntimeError: if it cannot be reached, or ValueError, as torch says it.
     """
-    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    shared, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    store = PrefixStore(attempt_name(shared, place, timeout), shared)
     Board.current = Board(PrefixStore("board", store), place, timeout)
     return PrefixStore("groups", store)
 
@@ -311,12 +309,16 @@ def end_together(error: BaseException, code: int, lines: list[str]) -> int | Non
         if board is None:
             if own is None:
                 return None
-            open_store(place, OPENING)
+            open_store(place, PATIENCE)
             board = Board.current
             assert board is not None
         return board.end(own)
     except (RuntimeError, ValueError):  # there is nobody any more, or there never was
-        return code if own is not None and place.rank == 0 else None
+        if own is None:
+            return None
+        if place.rank:  # nobody else can tell of it
+            say(own, own.who(place.world))
+        return code
 
 
 def failure_of(error: BaseException, code: int, lines: list[str], rank: int, phase: str) -> Failure:

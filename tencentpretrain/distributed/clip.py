@@ -36,12 +36,15 @@ def clip_gradients(
     locals_ = [local_part(gradient) for gradient in gradients]
     if not locals_:
         return torch.zeros(())
-    squares = torch.stack(torch._foreach_norm(locals_)).float().square()
+    # Where some lie on the host, all is added there; a number of the host can scale them all.
+    home = min((gradient.device for gradient in locals_), key=lambda device: device.type != "cpu")
+    norms = torch._foreach_norm(locals_)
+    squares = torch.stack([norm.to(home) for norm in norms]).float().square()
     if world > 1:
         # Each part counts once, however many processes have it.
         parts = torch.tensor([1 / copies(gradient, world) for gradient in gradients])
         total = (squares * parts.to(squares.device, non_blocking=True)).sum()
-        both = torch.stack([total, total.new_zeros(()) if extra is None else extra])
+        both = torch.stack([total, total.new_zeros(()) if extra is None else extra.to(home)])
         dist.all_reduce(both)
         total = both[0]
         if extra is not None:

@@ -151,6 +151,11 @@ class Mesh(Parallel):
     def device(self) -> torch.device:
         return self._device
 
+    def home(self, tensor: Tensor) -> torch.device:
+        # What is not shared is not moved back and forth either.
+        is_away = self.config.offload and is_shared(tensor)
+        return torch.device("cpu") if is_away else self._device
+
     def misfits(self, model: Model) -> list[str]:
         from tencentpretrain.distributed.tensor_parallel import tensor_misfits
 
@@ -207,7 +212,7 @@ class Mesh(Parallel):
         trained = [p for p in parameters if p.grad is not None]
         self._average([p.grad for p in trained if p.grad is not None and not is_shared(p)])
         problems = (~is_finite).float()
-        norm = clip_gradients(trained, limit, self.size, problems)
+        norm = clip_gradients(trained, limit, self.size, problems).to(self._device)
         return norm, torch.isfinite(norm) & (problems == 0)
 
     def _average(self, gradients: list[Tensor]) -> None:

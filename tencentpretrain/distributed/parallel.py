@@ -54,6 +54,10 @@ class Parallel(ABC):
     def device(self) -> torch.device:
         """Device of this process."""
 
+    def home(self, tensor: Tensor) -> torch.device:
+        """Where a parameter or buffer of the model lies between the passes that need it."""
+        return self.device
+
     def begin(self, phase: str, is_training: bool = False) -> None:  # noqa: B027  # none waits
         """Go on to `phase` when all processes are through with what was before.
 

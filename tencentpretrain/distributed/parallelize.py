@@ -108,8 +108,9 @@ def give_back(model: nn.Module, *_: object) -> None:
     Else an optimiser that is made then would be over what was gathered, and would train nothing.
     """
     if not torch.is_grad_enabled():
-        assert isinstance(model, FSDPModule)
-        model.reshard()
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def gather_in(model: Model, methods: tuple[str, ...]) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -126,6 +127,17 @@ class Circle:
 
 ALONE: Final = Circle(None)
 """This process alone."""
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float) -> bool:
+    """Wait until `is_so`, at most for so many `seconds`; signals are heard meanwhile."""
+    began = time.monotonic()
+    while not is_so():
+        waited = time.monotonic() - began
+        if waited > seconds:
+            return False
+        time.sleep(min(max(0.002, 0.05 * waited), 0.5))
+    return True
 
 
 def is_loss(error: RuntimeError) -> bool:

@@ -75,7 +75,7 @@ class Beginning:
         self._check_fit(model)
         if is_cut_first:
             parallel.shape(model, blocks)
-        fill_model(model, made_of, parallel.device, config.seed, parallel.fill)
+        fill_model(model, made_of, parallel.device, config.seed, parallel.fill, parallel.home)
         if config.init != "none" and self.found is None:
             parallel.begin("loading weights")
             self._load_init(model, tokenizer, allow, target_tokenizer)
@@ -100,7 +100,7 @@ class Beginning:
         allow: tuple[str, ...],
         target_tokenizer: str | None,
     ) -> None:
-        source = open_checkpoint(Path(self.config.init))
+        source = open_checkpoint(Path(self.config.init), circle=self.parallel.circle)
         fingerprints = source.manifest.fingerprints
         theirs = fingerprints.get("tokenizer")
         written = fingerprints.get("target tokenizer", theirs)

@@ -38,7 +38,6 @@ from tencentpretrain.train.precision import resolve_precision
 from tencentpretrain.train.run_config import RunConfig
 from tencentpretrain.train.saved_checkpoint import (
     CHECKPOINTS,
-    Checkpoint,
     find_latest,
     open_checkpoint,
 )
@@ -234,16 +233,11 @@ def task_file(task: Task[Any, Any]) -> bytes:
 def report_test(plan: Plan, examples: TaskExamples) -> None:
     """Evaluate the best checkpoint of a finished run on `examples`, and write it down once."""
     run_dir, parallel = plan.session.config.run_dir, plan.session.parallel
-    best: Checkpoint | None = None
-    if parallel.is_main:
-        newest = find_latest(run_dir / CHECKPOINTS, verify=False)
-        if newest is not None and newest.step >= plan.session.steps(plan.job.examples):
-            best = open_checkpoint(run_dir)
     parallel.begin("testing the best checkpoint")
-    path = parallel.circle.first(best and str(best.path))
-    if path is None:
+    newest = find_latest(run_dir / CHECKPOINTS, False, parallel.circle)
+    if newest is None or newest.step < plan.session.steps(plan.job.examples):
         return  # trainer.stop_after has ended the process, not the run
-    best = best or Checkpoint(Path(path), is_trusted=True)
+    best = open_checkpoint(run_dir, circle=parallel.circle)
     load_weights(plan.job.model, model_tensors(best))
     results = evaluate(plan.task, plan.job.model, examples, plan.machine, "test")
     if not parallel.is_main:

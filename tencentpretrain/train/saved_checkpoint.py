@@ -219,19 +219,23 @@ def find_latest(directory: Path, verify: bool = True, circle: Circle = ALONE) ->
     return None
 
 
-def find_best(directory: Path, mode: Mode | None = None, verify: bool = True) -> Checkpoint | None:
+def find_best(
+    directory: Path, mode: Mode | None = None, verify: bool = True, circle: Circle = ALONE
+) -> Checkpoint | None:
     """The whole checkpoint with the best score, of equal ones the newest; None without scores.
 
     Args:
         directory: where the checkpoints are.
         mode: whether the smallest or greatest score is best; as the newest one says by default.
         verify: whether to read all bytes of it.
+        circle: as in `find_latest`.
     """
-    for checkpoint in ranked(sound_checkpoints(directory), mode):
+    for name in circle.first([c.path.name for c in ranked(sound_checkpoints(directory), mode)]):
         try:
-            return read_checkpoint(checkpoint.path, verify)
+            return read_checkpoint(directory / name, verify, circle)
         except CheckpointError as error:
-            log.warning("checkpoint `%s` is skipped: %s", checkpoint.path, error)
+            if circle.rank == 0:
+                log.warning("checkpoint `%s` is skipped: %s", directory / name, error)
     return None
 
 
@@ -258,35 +262,55 @@ def _score(checkpoint: Checkpoint) -> float:
     return math.inf if checkpoint.score is None else checkpoint.score
 
 
-def open_checkpoint(path: Path, choose: Literal["auto", "best", "latest"] = "auto") -> Checkpoint:
-    """The verified checkpoint that the user means by `path`.
+def open_checkpoint(
+    path: Path,
+    choose: Literal["auto", "best", "latest"] = "auto",
+    verify: bool = True,
+    circle: Circle = ALONE,
+) -> Checkpoint:
+    """The checkpoint that the user means by `path`.
 
     Args:
         path: directory of one checkpoint, or a run directory.
         choose: which one of a run directory; "auto" takes the best if any has a score.
+        verify: whether to read all bytes of it; each file is verified at its first use anyway.
+        circle: as in `find_latest`.
 
     Raises:
         CheckpointError: if there is no whole checkpoint there, saying why.
     """
-    _check_path(path)
-    if (path / MANIFEST).exists() or _STEP.fullmatch(path.name):
+    directory, problem = path, None
+    try:
+        directory = _directory(path)
+    except CheckpointError as error:
+        problem = error
+    circle.agree(problem, f"opening `{path}`")
+    if circle.first((path / MANIFEST).exists() or bool(_STEP.fullmatch(path.name))):
         try:
-            return read_checkpoint(path)
+            return read_checkpoint(path, verify, circle)
         except CheckpointError as error:
             raise CheckpointError(f"checkpoint `{path}` is damaged: {error}") from error
-    directory = path if path.name == CHECKPOINTS else path / CHECKPOINTS
+    found = None if choose == "latest" else find_best(directory, None, verify, circle)
+    if found is None and choose == "best":
+        raise CheckpointError(f"no whole checkpoint in `{directory}` has a score; take the latest")
+    found = found or find_latest(directory, verify, circle)
+    if found is None:
+        raise CheckpointError(f"`{path}` holds no checkpoint yet: its run has saved nothing so far")
+    return found
+
+
+def _directory(path: Path) -> Path:
+    """`path` where it is that of one checkpoint, or the folder with all those of a run."""
+    _check_path(path)
+    if (path / MANIFEST).exists() or _STEP.fullmatch(path.name) or path.name == CHECKPOINTS:
+        return path
+    directory = path / CHECKPOINTS
     if not directory.is_dir():
         raise CheckpointError(
             f"`{path}` is not a run directory: it has no folder `{CHECKPOINTS}`; "
             "give the `run_dir` of an earlier run, or one of its checkpoints"
         )
-    found = None if choose == "latest" else find_best(directory)
-    if found is None and choose == "best":
-        raise CheckpointError(f"no whole checkpoint in `{directory}` has a score; take the latest")
-    found = found or find_latest(directory)
-    if found is None:
-        raise CheckpointError(f"`{path}` holds no checkpoint yet: its run has saved nothing so far")
-    return found
+    return directory
 
 
 def _check_path(path: Path) -> None:

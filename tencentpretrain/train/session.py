@@ -288,11 +288,8 @@ class Session:
 
     def _look_again(self) -> None:
         """Another process may have trained between our first look and our lock."""
-        circle, is_other = self.parallel.circle, False
-        if circle.rank == 0:
-            newest = find_latest(self.store.directory, verify=False)
-            is_other = (newest and newest.path) != (self.found and self.found.path)
-        if circle.first(is_other):
+        newest = find_latest(self.store.directory, False, self.parallel.circle)
+        if (newest and newest.path) != (self.found and self.found.path):
             self.found = self._find()
 
     def _check_fingerprints(self, found: Checkpoint, job: Job) -> None:

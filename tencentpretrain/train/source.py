@@ -55,7 +55,8 @@ def find_source(init: str, run_dir: Path, tokenizer: ComponentConfig | None) -> 
     if init == "none":
         return Source({}, None if tokenizer is None else build_tokenizer(tokenizer))
     own = sound_checkpoints(run_dir / CHECKPOINTS)
-    checkpoint = own[0] if own else open_checkpoint(Path(init))
+    # The weights are verified when they are loaded.
+    checkpoint = own[0] if own else open_checkpoint(Path(init), verify=False)
     model = saved_config(checkpoint).get("model")
     if not isinstance(model, dict):
         raise CheckpointError(f"`{checkpoint.path}` is not of a model: its config has none")

@@ -177,7 +177,9 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = rate * factor
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            # Beside parameters on the host: torch would not wait until it has come there.
+            place = self.optimizer.param_groups[0]["params"][0].device
+            self.optimizer.found_inf = (~is_finite).float().to(place)  # type: ignore[attr-defined]
             self.optimizer.step()
         elif bool(is_finite):
             self.optimizer.step()
@@ -186,7 +188,9 @@ class Trainer:
     def account(self, stats: StepStats, micros: list[Batch]) -> None:
         """Add what a step gave to the metrics, on the device."""
         tokens = sum(batch.tokens for batch in micros)
-        flops = sum(self.model.flops(batch) for batch in micros)
+        # Those that have one rank of data share its work.
+        sharing = self.parallel.circle.world // self.parallel.world
+        flops = sum(self.model.flops(batch) for batch in micros) / sharing
         self.speed.add(tokens, flops, self.config.batch_size // self.parallel.world)
         self.own_tokens += tokens
         for output in stats.outputs:

@@ -172,14 +172,15 @@ def test_what_is_written_in_the_background_is_the_same(
     assert difference(alone["bert"], tmp_path / "run") < 2e-6
 
 
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp zero-2"])
 def test_a_student_learns_all_of_its_parameters(
-    shards: Path, alone: dict[str, Path], tmp_path: Path
+    strategy: str, shards: Path, alone: dict[str, Path], tmp_path: Path
 ) -> None:
     """What its teacher adds is tried out in evaluation, before there is an optimiser."""
     keys = {**STEADY, **MODELS["gpt2"], "trainer.steps": 5, "model.target.lm.name": "distill"}
     keys |= {"model.target.lm.teacher": alone["gpt2"], "model.target.lm.divergence": "akl"}
     assert pretrain(shards, tmp_path / "one", **keys) == 0
-    world, words = STRATEGIES["fsdp"]
+    world, words = STRATEGIES[strategy]
     words = (*words_of(shards, tmp_path / "two", **keys), *words)
     assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
     assert difference(tmp_path / "one", tmp_path / "two") < 2e-6

@@ -4,10 +4,11 @@ from torch import nn
 
 from tencentpretrain.config import ConfigError, decode
 from tencentpretrain.distributed.blocks import BlockOptions
-from tencentpretrain.distributed.mesh import device_of, sizes_of
+from tencentpretrain.distributed.mesh import ShardedData, device_of, sizes_of
 from tencentpretrain.distributed.parallel import PARALLELS, Parallel
 from tencentpretrain.distributed.processes import Place
-from tests.helpers.models import tiny_model
+from tencentpretrain.model import build_model, fill_model
+from tests.helpers.models import TINY, VOCABULARY, model_config, tiny_model
 
 
 def single() -> Parallel:
@@ -29,6 +30,20 @@ def test_one_process_changes_nothing() -> None:
 def test_d93_the_device_is_the_gpu_where_there_is_one() -> None:
     chosen = PARALLELS.build(PARALLELS.default("none")).device.type
     assert chosen == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_what_is_offloaded_lies_on_the_host_and_the_rest_on_the_device() -> None:
+    parallel = object.__new__(ShardedData)
+    parallel.config = ShardedData.Config(offload=True)
+    parallel._device = torch.device("meta")
+    config = model_config("bert/tiny", TINY)
+    model = build_model(config, VOCABULARY, "meta")
+    shared = {name for name, p in model.named_parameters() if p.dim() == 2}
+    for name in shared:
+        model.get_parameter(name).placements = ()  # type: ignore[attr-defined]
+    fill_model(model, config, "meta", 0, home=parallel.home)
+    on_host = {name for name, p in model.named_parameters() if p.device.type == "cpu"}
+    assert on_host == shared
 
 
 def test_gradients_are_clipped_as_torch_does() -> None:

@@ -7,6 +7,8 @@ from tencentpretrain.config import ConfigError, decode
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.tasks.base import Task
 from tencentpretrain.tokenizers.wordpiece import WordPieceTokenizer
+from tencentpretrain.train import saved_checkpoint
+from tencentpretrain.train.durable import FileRecord
 from tencentpretrain.train.source import find_source, merge, task_model
 from tests.tasks import toy
 
@@ -88,6 +90,23 @@ def test_model_and_tokenizer_come_from_a_run(tmp_path: Path) -> None:
     assert source.model == WHOLE
     assert source.tokenizer is not None
     assert source.tokenizer.fingerprint == toy.tokenizer(tmp_path).fingerprint
+
+
+def test_weights_are_not_read_before_they_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    look = saved_checkpoint.content_problem
+
+    def watched(path: Path, record: FileRecord) -> str | None:
+        read.append(path.name)
+        return look(path, record)
+
+    monkeypatch.setattr(saved_checkpoint, "content_problem", watched)
+    toy.save_run(tmp_path / "pretrained", WHOLE)
+    find_source(str(tmp_path / "pretrained"), tmp_path / "run", None)
+    assert "config.yaml" in read
+    assert "model.safetensors" not in read
 
 
 def test_a_run_that_is_continued_needs_no_other(tmp_path: Path) -> None:

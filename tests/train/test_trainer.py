@@ -1,3 +1,4 @@
+import copy
 import os
 import signal
 from pathlib import Path
@@ -335,3 +336,13 @@ def test_examples_may_be_fewer_than_a_batch() -> None:
     trainer = make_trainer(examples=RandomExamples(3), steps=4)
     trainer.fit()
     assert trainer.loader.samples == 32
+
+
+@pytest.mark.parametrize("sharing", [1, 4])
+def test_processes_that_compute_one_batch_share_its_work(sharing: int) -> None:
+    trainer = make_trainer()
+    trainer.parallel.circle = copy.copy(trainer.parallel.circle)
+    trainer.parallel.circle.world = sharing
+    micros = next(iter(trainer.loader))
+    trainer.account(trainer.train_step(micros), micros)
+    assert trainer.speed.flops * sharing == sum(trainer.model.flops(b) for b in micros)
