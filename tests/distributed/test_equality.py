@@ -21,7 +21,7 @@ STEADY: dict[str, Any] = {
     "model.encoder.dropout": 0,
     "model.encoder.layers": 2,
     "trainer.max_norm": 0.5,
-    "optim.lr": 1e-3,
+    "optim.lr": 5e-4,  # AdamW divides small gradients by themselves, and rounding with them
 }
 MODELS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -115,7 +115,9 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 
 def difference(one: Path, other: Path) -> float:
-    """Greatest difference of two runs, in weights and in what they recorded."""
+    """Greatest difference of two runs in weights and in what they recorded; of numbers above 1,
+    such as losses, relative to them.
+    """
     weights, others = (find_latest(run / "checkpoints") for run in (one, other))
     assert weights is not None
     assert others is not None
@@ -124,7 +126,7 @@ def difference(one: Path, other: Path) -> float:
     found = [float((left[name] - right[name]).abs().max()) for name in left]
     records = [*zip(metrics(one), metrics(other), strict=True)]
     assert all(a.keys() == b.keys() for a, b in records)
-    found += [abs(a[key] - b[key]) for a, b in records for key in a]
+    found += [abs(a[key] - b[key]) / max(1, abs(a[key])) for a, b in records for key in a]
     return max(found)
 
 
@@ -143,7 +145,7 @@ def test_d21_many_processes_compute_what_one_does(
     keys = {**STEADY, **MODELS[model], "trainer.steps": 5}
     codes = launch(tmp_path / "log", world, [*words_of(shards, tmp_path / "run", **keys), *words])
     assert codes == [0] * world, messages(tmp_path / "log")
-    assert difference(alone[model], tmp_path / "run") < 2e-6
+    assert difference(alone[model], tmp_path / "run") < 1e-6
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes(
@@ -159,7 +161,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
         world, words = STRATEGIES[name]
         words = (*words_of(shards, run, **keys), *words, "trainer.stop_after=1")
         assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
-    assert difference(alone["bert"], run) < 2e-6
+    assert difference(alone["bert"], run) < 1e-6
 
 
 def test_what_is_written_in_the_background_is_the_same(
@@ -169,7 +171,7 @@ def test_what_is_written_in_the_background_is_the_same(
     world, words = STRATEGIES["fsdp"]
     words = (*words_of(shards, tmp_path / "run", **keys), *words)
     assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
-    assert difference(alone["bert"], tmp_path / "run") < 2e-6
+    assert difference(alone["bert"], tmp_path / "run") < 1e-6
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp zero-2"])
@@ -183,7 +185,7 @@ def test_a_student_learns_all_of_its_parameters(
     world, words = STRATEGIES[strategy]
     words = (*words_of(shards, tmp_path / "two", **keys), *words)
     assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
-    assert difference(tmp_path / "one", tmp_path / "two") < 2e-6
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_an_adapter_is_learned_by_many_processes(
     words = (*words_of(shards, tmp_path / "two", **keys), *words, "trainer.stop_after=2")
     assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
     assert pretrain(shards, tmp_path / "two", **keys) == 0
-    assert difference(tmp_path / "one", tmp_path / "two") < 2e-6
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-6
     saved = find_latest(tmp_path / "two" / "checkpoints")
     assert saved is not None
     assert "embedding.word.weight" not in saved.tensors("model")
@@ -248,7 +250,7 @@ def test_a_task_is_learned_by_many_processes(
     both = [*words, f"run_dir={tmp_path / 'two'}", *shared]
     codes = launch(tmp_path / "log", world, both, command="finetune")
     assert codes == [0] * world, messages(tmp_path / "log")
-    assert difference(tmp_path / "one", tmp_path / "two") < 2e-6
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-6
 
 
 def test_all_start_from_the_weights_of_another_run(
@@ -259,7 +261,7 @@ def test_all_start_from_the_weights_of_another_run(
     world, words = STRATEGIES["fsdp"]
     words = (*words_of(shards, tmp_path / "two", **keys), *words)
     assert launch(tmp_path / "log", world, words) == [0] * world, messages(tmp_path / "log")
-    assert difference(tmp_path / "one", tmp_path / "two") < 2e-6
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-6
 
 
 def test_a_dry_run_rehearses_with_all_processes(shards: Path, tmp_path: Path) -> None:
@@ -293,7 +295,7 @@ def test_gathering_in_bf16_changes_nothing_where_products_are_bf16(
         codes = launch(tmp_path / "log", world, given)
         assert codes == [0] * world, messages(tmp_path / "log")
     # Biases that are cut by tensors are gathered in bf16 with their matrices.
-    assert difference(tmp_path / "fp32", tmp_path / "auto") < (1e-4 if world == 4 else 2e-6)
+    assert difference(tmp_path / "fp32", tmp_path / "auto") < (1e-4 if world == 4 else 1e-6)
 
 
 def test_losses_of_sources_are_those_of_all_processes(shards: Path, tmp_path: Path) -> None:
