@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from tencentpretrain.config import decode
-from tencentpretrain.data.media.examples import image_stream
-from tencentpretrain.data.media.images import decode_image
+from tencentpretrain.data.media.examples import decoded, image_stream
 from tencentpretrain.data.media.lists import MediaEntry
 from tencentpretrain.data.media.records import read_entry
 from tencentpretrain.data.media.transforms import ImageTransform, ImageTransformConfig
 from tencentpretrain.data.objectives.image_text import IMAGE
-from tencentpretrain.errors import CheckpointError, DataError
+from tencentpretrain.errors import CheckpointError
 from tencentpretrain.tasks.inference import Machine
+from tencentpretrain.tasks.pixels import TRANSFORM, saved_transform
 from tencentpretrain.tools.saved_model import SavedModel
 from tencentpretrain.tools.vector_file import Vectors
-from tencentpretrain.train.finetune import TASK_FILE
 from tencentpretrain.train.precision import autocast
-from tencentpretrain.train.source import saved_config
+from tencentpretrain.train.source import saved_config, saved_task
 from tencentpretrain.types import SRC, Stream, map_tensors
-
-TRANSFORM: Final = "transform"
 
 
 def image_stream_name(saved: SavedModel) -> str:
@@ -57,18 +51,14 @@ def trained_transform(saved: SavedModel) -> ImageTransform:
     if isinstance(told, ImageTransformConfig):
         return ImageTransform(told)
     # Of a fine-tuned run the task knows it; of a converted one its config does.
-    plain = None
-    if TASK_FILE in saved.checkpoint.manifest.files:
-        content: dict[str, Any] = json.loads(saved.checkpoint.file(TASK_FILE).read_bytes())
-        plain = content.get(TRANSFORM)
-    if plain is None:
-        plain = (saved_config(saved.checkpoint).get("task") or {}).get(TRANSFORM)
-    if plain is None:
+    found = saved_transform(saved_task(saved.checkpoint))
+    found = found or saved_transform(saved_config(saved.checkpoint).get("task") or {})
+    if found is None:
         raise CheckpointError(
             f"`{saved.checkpoint.path}` does not say how images become pixels; give the run of a "
             "model that was trained on images"
         )
-    return ImageTransform(decode(ImageTransformConfig, plain, TRANSFORM))
+    return ImageTransform(found)
 
 
 class ImageVectors:
@@ -103,7 +93,4 @@ class ImageVectors:
         return tensor.to(self._machine.device)
 
     def _pixels(self, entry: MediaEntry) -> Tensor:
-        try:
-            return self._transform.fit(decode_image(read_entry(entry)))
-        except DataError as error:
-            raise DataError(f"{entry.where}: {error}") from error
+        return self._transform.fit(decoded(read_entry(entry), entry.where))
