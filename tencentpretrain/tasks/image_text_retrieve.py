@@ -22,6 +22,7 @@ from tencentpretrain.model_config import parts_of
 from tencentpretrain.targets.base import TargetConfig
 from tencentpretrain.targets.contrast import ContrastTarget
 from tencentpretrain.tasks.base import TASKS, Inputs, Task
+from tencentpretrain.tasks.classes import class_answer
 from tencentpretrain.tasks.image_text_models import find_head, new_head, read_patches
 from tencentpretrain.tasks.image_text_rows import (
     CONTRAST,
@@ -231,14 +232,8 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
     ) -> Iterator[dict[str, Any]]:
         powers = np.exp(scores - scores.max(1, keepdims=True))
         shares = powers / powers.sum(1, keepdims=True)
-        for row, values in zip(rows, shares.tolist(), strict=True):
-            best = int(np.argmax(values))
-            yield {
-                "path": row.name,
-                "label": self.labels.names[best],
-                "probability": values[best],
-                "probabilities": dict(zip(self.labels, values, strict=True)),
-            }
+        for row, values in zip(rows, shares, strict=True):
+            yield {"path": row.name, **class_answer(self.labels, values)}
 
     def has_labels(self, rows: Sequence[MediaEntry]) -> bool:
         return not self.config.templates or all(row.label for row in rows)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,11 +15,10 @@ from tencentpretrain.data.objectives.image_text import IMAGE
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.tasks.inference import Machine
 from tencentpretrain.tasks.pixels import TRANSFORM, saved_transform
+from tencentpretrain.tools.media_vectors import MediaVectors
 from tencentpretrain.tools.saved_model import SavedModel
-from tencentpretrain.tools.vector_file import Vectors
-from tencentpretrain.train.precision import autocast
 from tencentpretrain.train.source import saved_config, saved_task
-from tencentpretrain.types import SRC, Stream, map_tensors
+from tencentpretrain.types import SRC, Stream
 
 
 def image_stream_name(saved: SavedModel) -> str:
@@ -61,7 +59,7 @@ def trained_transform(saved: SavedModel) -> ImageTransform:
     return ImageTransform(found)
 
 
-class ImageVectors:
+class ImageVectors(MediaVectors):
     """Computes vectors of images.
 
     Args:
@@ -73,24 +71,10 @@ class ImageVectors:
     def __init__(
         self, read: Callable[[Stream], Tensor], transform: ImageTransform, machine: Machine
     ) -> None:
-        self._read, self._transform, self._machine = read, transform, machine
+        super().__init__(read, machine)
+        self._transform = transform
 
-    def vectors(self, entries: Sequence[MediaEntry]) -> Iterator[Vectors]:
-        """Vectors [n, D] of some of the images at a time, in their order.
-
-        Raises:
-            DataError: naming an image that cannot be decoded.
-        """
-        rest = iter(entries)
-        while part := list(islice(rest, self._machine.batch_size)):
-            pixels = torch.stack([self._pixels(entry) for entry in part])
-            with torch.inference_mode(), autocast(self._machine.dtype, self._machine.device):
-                stream = image_stream(self._transform.normalise(pixels))
-                found = self._read(map_tensors(stream, self._to_device))
-            yield found.float().cpu().numpy()
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._machine.device)
-
-    def _pixels(self, entry: MediaEntry) -> Tensor:
-        return self._transform.fit(decoded(read_entry(entry), entry.where))
+    def stream(self, entries: Sequence[MediaEntry]) -> Stream:
+        images = [decoded(read_entry(entry), entry.where) for entry in entries]
+        pixels = torch.stack([self._transform.fit(image) for image in images])
+        return image_stream(self._transform.normalise(pixels))
