@@ -65,7 +65,7 @@ class LabelledSounds(ClassExamples):
         return batch
 
     def sizes(self) -> Integers:
-        return self._frames.lengths()
+        return self._frames.sizes()
 
 
 @TASKS.register("audio_classify")
@@ -125,8 +125,8 @@ class AudioClassifyTask(ClassTask[Sound, LabelledSounds]):
         if is_labelled:
             numbers = [self.labels.number(row.entry.label, row.where) for row in rows]
             labels = np.array(numbers, np.int64)
-        assert self._bank is not None
-        return LabelledSounds(SoundFrames(rows, self._bank, self.config), labels)
+        bank = choose_bank(self.config, inputs.model, self.name, self._bank)
+        return LabelledSounds(SoundFrames(rows, bank, self.config), labels)
 
     def decode(
         self,

@@ -83,10 +83,14 @@ class ClassTask(Task[R, C]):
     ) -> Iterator[dict[str, Any]]:
         """The likeliest label of each row, its probability, and those of all labels."""
         for probabilities in outputs:
-            values = probabilities.tolist()
-            best = int(probabilities.argmax())
-            yield {
-                "label": self.labels.names[best],
-                "probability": values[best],
-                "probabilities": dict(zip(self.labels, values, strict=True)),
-            }
+            yield class_answer(self.labels, probabilities)
+
+
+def class_answer(labels: LabelSet, probabilities: NDArray[np.float32]) -> dict[str, Any]:
+    """The likeliest of `labels`, its probability, and those of all."""
+    values, best = probabilities.tolist(), int(probabilities.argmax())
+    return {
+        "label": labels.names[best],
+        "probability": values[best],
+        "probabilities": dict(zip(labels, values, strict=True)),
+    }

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tencentpretrain.config import ConfigError, decode
+from tencentpretrain.config import ConfigError
 from tencentpretrain.data.corpora import CorpusConfig, FieldsConfig
 from tencentpretrain.data.media.examples import (
     Example,
@@ -20,19 +18,24 @@ from tencentpretrain.data.media.examples import (
     LabelledImages,
     MixedLabelsConfig,
 )
-from tencentpretrain.data.media.images import decode_image
 from tencentpretrain.data.media.lists import MediaEntry
-from tencentpretrain.data.media.records import find_media, read_entry
+from tencentpretrain.data.media.records import read_entry
 from tencentpretrain.data.media.transforms import ImageTransformConfig
 from tencentpretrain.data.order import generator
 from tencentpretrain.data.packing import Integers
-from tencentpretrain.errors import DataError
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.targets.base import TargetConfig
 from tencentpretrain.targets.classify import ClassifyTarget
-from tencentpretrain.tasks.base import TASKS, Inputs, TaskConfig
+from tencentpretrain.tasks.base import TASKS, Inputs
 from tencentpretrain.tasks.classes import HEAD, ClassExamples, ClassTask
-from tencentpretrain.tasks.pixels import choose_transform
+from tencentpretrain.tasks.pixels import (
+    ImageTaskConfig,
+    choose_transform,
+    images_fingerprint,
+    read_images,
+    require_labels,
+    saved_transform,
+)
 from tencentpretrain.types import Batch
 
 log = logging.getLogger("tencentpretrain")
@@ -90,27 +93,19 @@ class ImageRows(ClassExamples):
 class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
     """One label for each image, by the folder that it lies in or as a list says."""
 
-    class Config(MixedLabelsConfig, TaskConfig):
+    class Config(MixedLabelsConfig, ImageTaskConfig):
         transform: ImageTransformConfig | None = None
         """How images become pixels; keys that are not given are as in the model's training, the
         size as the model reads, and what only varies images as their defaults say."""
-        path_column: str = "path"
-        """Column or key of a list that holds the path of the image, from the list's folder on; a
-        list without names of columns has the path behind the label."""
-        label_column: str = "label"
-        """Column or key of a list that holds the label."""
-        check_files: bool = True
-        """Decode every image once before anything is trained or predicted, to find bad ones."""
 
     config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._transform: ImageTransformConfig | None = None
-        self._training: ImageTransformConfig | None = None
 
     def inherit(self, learned: Mapping[str, Any]) -> None:
-        self._transform = _saved_transform(learned)
+        self._transform = saved_transform(learned)
 
     def state(self) -> dict[str, Any]:
         assert self._transform is not None
@@ -118,18 +113,12 @@ class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         super().load_state(state)
-        self._transform = _saved_transform(state)
+        self._transform = saved_transform(state)
 
     def read(self, path: Path, needs_labels: bool) -> list[MediaEntry]:
-        rows = list(find_media(self._corpus(path), Counter()))
-        for row in rows:
-            if needs_labels and not row.label:
-                raise DataError(
-                    f"{row.where} has no label; put images into folders of classes, or list them "
-                    f"with a column `{self.config.label_column}`"
-                )
-            if row.size is None or self.config.check_files:
-                _check(row)
+        rows = read_images(self._corpus(path), self.config.check_files)
+        if needs_labels:
+            require_labels(rows, self.config.label_column)
         return rows
 
     def learn(self, rows: Sequence[MediaEntry]) -> None:
@@ -141,9 +130,7 @@ class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
             raise ConfigError.at(
                 "model", f"must read images for task={self.name}, such as vit/tiny"
             )
-        self._training = self._transform = choose_transform(
-            self.config.transform, self._transform, model, patches
-        )
+        self._transform = choose_transform(self.config.transform, self._transform, model, patches)
         pooling = "first" if patches.before else "mean"
         head = ClassifyTarget.Config(
             name=HEAD, classes=len(self.labels), pooling=pooling, dense=False
@@ -154,12 +141,10 @@ class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
         labels = None
         if is_labelled:
             labels = np.array([self.labels.number(row.label, row.where) for row in rows], np.int64)
-        patches = inputs.model.embedding.patches
-        assert patches is not None
+        model = inputs.model
         config = LabelledImageConfig(
-            transform=self._training
-            or choose_transform(
-                self.config.transform, self._transform, inputs.model, patches, is_over=True
+            transform=choose_transform(
+                self.config.transform, self._transform, model, model.embedding.patches
             ),
             mix=self.config.mix,
             smoothing=self.config.smoothing,
@@ -183,26 +168,8 @@ class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
         return row.name
 
     def fingerprint(self, path: Path) -> str:
-        """Over names, sizes and labels of the images; the content of large ones is not read."""
-        found = sha256()
-        for row in find_media(self._corpus(path), Counter()):
-            found.update(f"{row.name}\t{row.size}\t{row.label}\n".encode())
-        return found.hexdigest()
+        return images_fingerprint(self._corpus(path))
 
     def _corpus(self, path: Path) -> CorpusConfig:
         fields = FieldsConfig(path=self.config.path_column, label=self.config.label_column)
         return CorpusConfig(path=str(path), format="image", fields=fields)
-
-
-def _saved_transform(state: Mapping[str, Any]) -> ImageTransformConfig | None:
-    """What `ImageClassifyTask.state` says; None where it was told of no images."""
-    given = state.get("transform")
-    return None if given is None else decode(ImageTransformConfig, given, "transform")
-
-
-def _check(row: MediaEntry) -> None:
-    try:
-        decode_image(read_entry(row))
-    except DataError as error:
-        reason = str(error) if row.size is None else f"{row.where}: {error}"
-        raise DataError(reason) from error

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tencentpretrain.config import ConfigError, check, decode
+from tencentpretrain.config import ConfigError, check
 from tencentpretrain.data.corpora import CorpusConfig, FieldsConfig
 from tencentpretrain.data.media.lists import MediaEntry
-from tencentpretrain.data.media.records import find_media
 from tencentpretrain.data.media.transforms import ImageTransformConfig
 from tencentpretrain.data.objectives.image_text import IMAGE, TEXT
 from tencentpretrain.errors import DataError
@@ -24,7 +21,8 @@ from tencentpretrain.model import Model, ModelConfig
 from tencentpretrain.model_config import parts_of
 from tencentpretrain.targets.base import TargetConfig
 from tencentpretrain.targets.contrast import ContrastTarget
-from tencentpretrain.tasks.base import TASKS, Inputs, Task, TaskConfig
+from tencentpretrain.tasks.base import TASKS, Inputs, Task
+from tencentpretrain.tasks.classes import class_answer
 from tencentpretrain.tasks.image_text_models import find_head, new_head, read_patches
 from tencentpretrain.tasks.image_text_rows import (
     CONTRAST,
@@ -35,7 +33,14 @@ from tencentpretrain.tasks.image_text_rows import (
     TowerExamples,
 )
 from tencentpretrain.tasks.labels import LabelSet
-from tencentpretrain.tasks.pixels import check_size
+from tencentpretrain.tasks.pixels import (
+    ImageTaskConfig,
+    choose_transform,
+    images_fingerprint,
+    read_images,
+    require_labels,
+    saved_transform,
+)
 from tencentpretrain.tasks.ranking import first_ranks, recalls
 from tencentpretrain.tasks.text import RowFormat
 from tencentpretrain.types import Batch, ModelOutput, TargetOutput
@@ -51,23 +56,20 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
     image with each text, which is for small files only.
     """
 
-    class Config(TaskConfig):
+    class Config(ImageTaskConfig):
         length: Annotated[int, Field(ge=8)] | None = None
         """Greatest length of a text, in tokens, special tokens included; longer ones are cut. Null
         is as in the model's pre-training."""
         transform: ImageTransformConfig | None = None
-        """How images become pixels; null is as in the model's pre-training."""
+        """How images become pixels; keys that are not given are as in the model's training, the
+        size as the model reads."""
         templates: list[str] = []
         """Texts for a class, such as `a photo of a {label}`; several are averaged. Images then are
         classified, and have the labels of their folders or lists instead of texts."""
         labels: list[str] = []
         """Names of the classes; none takes those of the data."""
-        path_column: str = "path"
-        """Column or key of a list that holds the path of the image, from the list's folder on."""
         text_column: str = "text"
         """Column or key of a list that holds the caption."""
-        label_column: str = "label"
-        """Column or key of a list that holds the class, where there are templates."""
 
         @check("templates")
         def _have_a_place(self) -> str | None:
@@ -86,19 +88,17 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.labels = LabelSet(config.labels)
-        self.length, self.transform = config.length, config.transform
+        self.length: int | None = None
+        self.transform: ImageTransformConfig | None = None
         self.score = "accuracy" if config.templates else "recall"
 
+    def inherit(self, learned: Mapping[str, Any]) -> None:
+        self.length, self.transform = learned.get("length"), saved_transform(learned)
+
     def read(self, path: Path, needs_labels: bool) -> list[MediaEntry]:
-        rows = list(find_media(self._corpus(path), Counter()))
-        for row in rows:
-            if row.size is None:
-                raise DataError(f"{row.where}: there is no file {row.path}; mend the list")
-            if needs_labels and self.config.templates and not row.label:
-                raise DataError(
-                    f"{row.where} has no label; put images into folders of classes, or list them "
-                    f"with a column `{self.config.label_column}`"
-                )
+        rows = read_images(self._corpus(path), self.config.check_files)
+        if needs_labels and self.config.templates:
+            require_labels(rows, self.config.label_column)
         return rows
 
     def learn(self, rows: Sequence[MediaEntry]) -> None:
@@ -119,8 +119,8 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.labels, self.length = LabelSet(state["labels"]), int(state["length"])
-        self.transform = decode(ImageTransformConfig, state["transform"], "transform")
+        self.labels = LabelSet(self.config.labels or state["labels"])
+        self.length, self.transform = int(state["length"]), saved_transform(state)
 
     def targets(self, model: ModelConfig) -> dict[str, TargetConfig]:
         self.adopt(model)
@@ -136,23 +136,26 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
         return {name: head}
 
     def adopt(self, model: ModelConfig) -> None:
-        name, objective = find_head(model), model.objective
-        if self.transform is None:
-            self.transform = getattr(objective, "transform", None)
-        if self.transform is None:
+        keys, objective, head = self.config, model.objective, find_head(model)
+        told = self.transform or getattr(objective, "transform", None)
+        if keys.transform is None and told is None:
             message = "must be given, since the model was not pre-trained on images with texts here"
             raise ConfigError.at("task.transform", message)
+        patches = read_patches(model, head)
+        self.transform = choose_transform(keys.transform, told, model, patches, is_varied=True)
         tables = [getattr(p, "length", None) for _, p in parts_of("embedding", model.embedding)]
         longest = min((n for n in tables if isinstance(n, int)), default=None)
-        self.length = self.length or getattr(objective, "length", longest) or 77
+        learned = self.length or getattr(objective, "length", longest) or 77
+        self.length = keys.length or learned
         if longest is not None and self.length > longest:
             message = f"must be at most {longest}, as the model has positions, but is {self.length}"
             raise ConfigError.at("task.length", message)
-        check_size(self.transform.size, read_patches(model, name))
 
     def examples(
         self, rows: Sequence[MediaEntry], inputs: Inputs, is_labelled: bool
     ) -> ImageTextExamples:
+        # What was learned, and keys that are given in its place to predict.
+        self.adopt(inputs.model)
         assert self.transform is not None
         assert self.length is not None
         kind = TowerExamples if find_head(inputs.model) == CONTRAST else JointExamples
@@ -229,14 +232,8 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
     ) -> Iterator[dict[str, Any]]:
         powers = np.exp(scores - scores.max(1, keepdims=True))
         shares = powers / powers.sum(1, keepdims=True)
-        for row, values in zip(rows, shares.tolist(), strict=True):
-            best = int(np.argmax(values))
-            yield {
-                "path": row.name,
-                "label": self.labels.names[best],
-                "probability": values[best],
-                "probabilities": dict(zip(self.labels, values, strict=True)),
-            }
+        for row, values in zip(rows, shares, strict=True):
+            yield {"path": row.name, **class_answer(self.labels, values)}
 
     def has_labels(self, rows: Sequence[MediaEntry]) -> bool:
         return not self.config.templates or all(row.label for row in rows)
@@ -246,11 +243,7 @@ class ImageTextTask(Task[MediaEntry, ImageTextExamples]):
         return row.name
 
     def fingerprint(self, path: Path) -> str:
-        """Over names, sizes, labels and texts; the content of the images is not read."""
-        found = sha256()
-        for row in find_media(self._corpus(path), Counter()):
-            found.update(f"{row.name}\t{row.size}\t{row.label}\t{row.text}\n".encode())
-        return found.hexdigest()
+        return images_fingerprint(self._corpus(path))
 
     def _corpus(self, path: Path) -> CorpusConfig:
         keys = self.config

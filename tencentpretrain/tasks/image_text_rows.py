@@ -17,8 +17,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tencentpretrain.data.media.examples import image_stream
-from tencentpretrain.data.media.images import decode_image
+from tencentpretrain.data.media.examples import decoded, image_stream
 from tencentpretrain.data.media.lists import MediaEntry
 from tencentpretrain.data.media.records import read_entry
 from tencentpretrain.data.media.transforms import ImageTransform, ImageTransformConfig
@@ -172,7 +171,8 @@ class ImageTextExamples(TaskExamples):
         return self._transform.normalise(stacked)
 
     def _image(self, number: int) -> NDArray[np.uint8]:
-        return decode_image(read_entry(self.collection.images[number]))
+        entry = self.collection.images[number]
+        return decoded(read_entry(entry), entry.where)
 
     def _fit(self, number: int) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = self._transform.fit(self._image(number)).numpy()

@@ -55,7 +55,7 @@ class SoundConfig(VariationConfig, TaskConfig):
     """Keys of tasks that read sounds."""
 
     bank: FilterBankConfig | None = None
-    """How sounds become frames; null is as in the model's pre-training."""
+    """How sounds become frames; keys that are not given are as in the model's training."""
     length: Annotated[int, Field(ge=8)] = 3000
     """Greatest length of a sound, in frames of 10 ms; longer ones are cut, or read window by window
     where speech2text writes what is said."""
@@ -106,7 +106,7 @@ def _decoded(entry: MediaEntry) -> Sound:
 def choose_bank(
     config: SoundConfig, model: ModelConfig, task: str, inherited: FilterBank | None
 ) -> FilterBank:
-    """The filter bank for `model`: that of the config, or of the model's training until now.
+    """The filter bank for `model`: that of its training until now, with the keys of the config.
 
     Args:
         config: Of the task.
@@ -122,14 +122,21 @@ def choose_bank(
     )
     if part is None:
         raise ConfigError.at("model", f"must read sounds for task={task}, such as s2t/small")
-    if config.bank is None and inherited is not None:
-        return inherited
-    known = config.bank or getattr(model.objective, "bank", None)
-    bank = known or FilterBankConfig(bands=part.bands)
+    told = inherited.config if inherited else getattr(model.objective, "bank", None)
+    bank = told or FilterBankConfig(bands=part.bands)
+    statistics = inherited.statistics if inherited else None
+    if config.bank is not None:
+        given = config.bank.to_dict()
+        changes = {name: given[name] for name in config.bank.model_fields_set}
+        if changes.get("normalise", "global") != "global":
+            changes.setdefault("statistics", None)
+        bank = decode(FilterBankConfig, bank.to_dict() | changes, "task.bank")
+        if changes.keys() & {"kind", "rate", "bands", "normalise", "statistics"}:
+            statistics = None  # those are of other frames
     if bank.bands != part.bands:
         message = f"must be {part.bands}, as the model reads, but is {bank.bands}"
         raise ConfigError.at("task.bank.bands", message)
-    return FilterBank(bank)
+    return FilterBank(bank, statistics)
 
 
 def bank_state(bank: FilterBank) -> dict[str, Any]:
@@ -206,12 +213,20 @@ class SoundFrames:
         """Lengths [N] in milliseconds, of sounds from where windows begin."""
         return np.array([self.rows[row].milliseconds - start for row, start in self.places])
 
+    def sizes(self) -> Integers:
+        """Milliseconds [N] that are read of each window.
+
+        Full windows are alike, so that those of one recording follow each other in evaluation and
+        it is decoded once for them.
+        """
+        return np.minimum(self.lengths(), self._window)
+
     def make(self, epoch: int, index: int) -> Frames:
         """Frames [T, F] of window number `index`."""
         row, start = self.places[index]
         if self._seed is not None:
             random = generator(self._seed, epoch, index)
-            return self._hearing(read_entry(self.rows[row].entry), random)[: self._config.length]
+            return self._hearing(read_entry(self.rows[row].entry), random, self._limit)
         samples = self._samples(row)
         if start or self.rows[row].milliseconds > self._window:
             rate = self._hearing.bank.config.rate

@@ -124,7 +124,7 @@ class SpokenTexts(TaskExamples):
         return with_targets(batch, examples, grid, self._writer.tokenizer.pad or 0, HEAD)
 
     def sizes(self) -> Integers:
-        return self.frames.lengths()
+        return self.frames.sizes()
 
 
 @TASKS.register("speech2text")
@@ -194,7 +194,8 @@ class Speech2TextTask(Task[Sound, SpokenTexts]):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._bank = saved_bank(state)
-        self._writing = decode(WritingConfig, state["writing"], "writing")
+        if self.config.writing is None:
+            self._writing = decode(WritingConfig, state["writing"], "writing")
 
     def adopt(self, model: ModelConfig) -> None:
         if HEAD not in model.target:
@@ -232,11 +233,11 @@ class Speech2TextTask(Task[Sound, SpokenTexts]):
                 log.warning(
                     f"{unknown:,} of {len(rows):,} texts hold what the tokenizer cannot write"
                 )
-        assert self._bank is not None
-        window = STEP * min(self.config.length, self._bank.frame_limit or self.config.length)
+        bank = choose_bank(self.config, inputs.model, self.name, self._bank)
+        window = STEP * min(self.config.length, bank.frame_limit or self.config.length)
         overlap = window / 6 if self.config.overlap is None else self.config.overlap
         self._share = min(overlap / window, 0.5)
-        frames = SoundFrames(rows, self._bank, self.config, self._share * window)
+        frames = SoundFrames(rows, bank, self.config, self._share * window)
         self._writer = writer
         return SpokenTexts(frames, texts, writer, self.config.target_length)
 

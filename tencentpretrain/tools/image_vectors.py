@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from typing import Any, Final
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from tencentpretrain.config import decode
-from tencentpretrain.data.media.examples import image_stream
-from tencentpretrain.data.media.images import decode_image
+from tencentpretrain.data.media.examples import decoded, image_stream
 from tencentpretrain.data.media.lists import MediaEntry
 from tencentpretrain.data.media.records import read_entry
 from tencentpretrain.data.media.transforms import ImageTransform, ImageTransformConfig
 from tencentpretrain.data.objectives.image_text import IMAGE
-from tencentpretrain.errors import CheckpointError, DataError
+from tencentpretrain.errors import CheckpointError
 from tencentpretrain.tasks.inference import Machine
+from tencentpretrain.tasks.pixels import TRANSFORM, saved_transform
+from tencentpretrain.tools.media_vectors import MediaVectors
 from tencentpretrain.tools.saved_model import SavedModel
-from tencentpretrain.tools.vector_file import Vectors
-from tencentpretrain.train.finetune import TASK_FILE
-from tencentpretrain.train.precision import autocast
-from tencentpretrain.train.source import saved_config
-from tencentpretrain.types import SRC, Stream, map_tensors
-
-TRANSFORM: Final = "transform"
+from tencentpretrain.train.source import saved_config, saved_task
+from tencentpretrain.types import SRC, Stream
 
 
 def image_stream_name(saved: SavedModel) -> str:
@@ -57,21 +49,17 @@ def trained_transform(saved: SavedModel) -> ImageTransform:
     if isinstance(told, ImageTransformConfig):
         return ImageTransform(told)
     # Of a fine-tuned run the task knows it; of a converted one its config does.
-    plain = None
-    if TASK_FILE in saved.checkpoint.manifest.files:
-        content: dict[str, Any] = json.loads(saved.checkpoint.file(TASK_FILE).read_bytes())
-        plain = content.get(TRANSFORM)
-    if plain is None:
-        plain = (saved_config(saved.checkpoint).get("task") or {}).get(TRANSFORM)
-    if plain is None:
+    found = saved_transform(saved_task(saved.checkpoint))
+    found = found or saved_transform(saved_config(saved.checkpoint).get("task") or {})
+    if found is None:
         raise CheckpointError(
             f"`{saved.checkpoint.path}` does not say how images become pixels; give the run of a "
             "model that was trained on images"
         )
-    return ImageTransform(decode(ImageTransformConfig, plain, TRANSFORM))
+    return ImageTransform(found)
 
 
-class ImageVectors:
+class ImageVectors(MediaVectors):
     """Computes vectors of images.
 
     Args:
@@ -83,27 +71,10 @@ class ImageVectors:
     def __init__(
         self, read: Callable[[Stream], Tensor], transform: ImageTransform, machine: Machine
     ) -> None:
-        self._read, self._transform, self._machine = read, transform, machine
+        super().__init__(read, machine)
+        self._transform = transform
 
-    def vectors(self, entries: Sequence[MediaEntry]) -> Iterator[Vectors]:
-        """Vectors [n, D] of some of the images at a time, in their order.
-
-        Raises:
-            DataError: naming an image that cannot be decoded.
-        """
-        rest = iter(entries)
-        while part := list(islice(rest, self._machine.batch_size)):
-            pixels = torch.stack([self._pixels(entry) for entry in part])
-            with torch.inference_mode(), autocast(self._machine.dtype, self._machine.device):
-                stream = image_stream(self._transform.normalise(pixels))
-                found = self._read(map_tensors(stream, self._to_device))
-            yield found.float().cpu().numpy()
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._machine.device)
-
-    def _pixels(self, entry: MediaEntry) -> Tensor:
-        try:
-            return self._transform.fit(decode_image(read_entry(entry)))
-        except DataError as error:
-            raise DataError(f"{entry.where}: {error}") from error
+    def stream(self, entries: Sequence[MediaEntry]) -> Stream:
+        images = [decoded(read_entry(entry), entry.where) for entry in entries]
+        pixels = torch.stack([self._transform.fit(image) for image in images])
+        return image_stream(self._transform.normalise(pixels))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
-from tencentpretrain.data.media.filter_banks import FilterBank, FilterBankConfig
+from tencentpretrain.data.media.filter_banks import FilterBank, FilterBankConfig, Frames
 from tencentpretrain.data.media.hearing import Hearing, VariationConfig, frames_stream
 from tencentpretrain.data.media.lists import MediaEntry
 from tencentpretrain.data.media.records import read_entry
@@ -16,11 +14,10 @@ from tencentpretrain.embeddings.speech import FramesEmbedding
 from tencentpretrain.errors import CheckpointError, DataError
 from tencentpretrain.tasks.inference import Machine
 from tencentpretrain.tasks.sounds import saved_bank
+from tencentpretrain.tools.media_vectors import MediaVectors
 from tencentpretrain.tools.saved_model import SavedModel
-from tencentpretrain.tools.vector_file import Vectors
-from tencentpretrain.train.precision import autocast
 from tencentpretrain.train.source import saved_task
-from tencentpretrain.types import Stream, map_tensors
+from tencentpretrain.types import Stream
 
 
 def trained_bank(saved: SavedModel) -> FilterBank:
@@ -46,7 +43,7 @@ def trained_bank(saved: SavedModel) -> FilterBank:
     return found
 
 
-class SoundVectors:
+class SoundVectors(MediaVectors):
     """Computes vectors of sounds.
 
     Args:
@@ -58,27 +55,15 @@ class SoundVectors:
     def __init__(
         self, read: Callable[[Stream], Tensor], bank: FilterBank, machine: Machine
     ) -> None:
-        self._read, self._machine = read, machine
+        super().__init__(read, machine)
         self._hearing = Hearing(bank, VariationConfig())
 
-    def vectors(self, entries: Sequence[MediaEntry]) -> Iterator[Vectors]:
-        """Vectors [n, D] of some of the sounds at a time, in their order.
+    def stream(self, entries: Sequence[MediaEntry]) -> Stream:
+        rows = [self._frames(entry) for entry in entries]
+        stream, _ = frames_stream(rows, 1, max(map(len, rows)))
+        return stream
 
-        Raises:
-            DataError: naming a sound that cannot be decoded.
-        """
-        rest = iter(entries)
-        while part := list(islice(rest, self._machine.batch_size)):
-            rows = [self._frames(entry) for entry in part]
-            stream, _ = frames_stream(rows, 1, max(map(len, rows)))
-            with torch.inference_mode(), autocast(self._machine.dtype, self._machine.device):
-                found = self._read(map_tensors(stream, self._to_device))
-            yield found.float().cpu().numpy()
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._machine.device)
-
-    def _frames(self, entry: MediaEntry) -> Vectors:
+    def _frames(self, entry: MediaEntry) -> Frames:
         data = read_entry(entry)
         try:
             return self._hearing(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from tencentpretrain.tools.saved_model import ToolConfig, read_model
 from tencentpretrain.train.callbacks.logging import duration
 from tencentpretrain.train.finetune import TASK_FILE
 from tencentpretrain.train.saved_checkpoint import Checkpoint, open_checkpoint
-from tencentpretrain.train.source import saved_config
+from tencentpretrain.train.source import saved_config, saved_task
 
 log = logging.getLogger("tencentpretrain")
 
@@ -111,7 +110,8 @@ def load_predictor(
     Args:
         checkpoint: Of a fine-tuned run.
         machine: How it is run.
-        given: Keys of its task, in the place of those that it was trained with.
+        given: Keys of its task, in the place of those that it was trained with; what they say of
+            preparing inputs counts more than what was learned, and what they leave out does not.
 
     Raises:
         CheckpointError: if it is not of a fine-tuned run or of one for another task, or its weights
@@ -123,15 +123,18 @@ def load_predictor(
             f"`{checkpoint.path}` is not of a fine-tuned run: it has no {TASK_FILE}; give the "
             "run_dir of finetune/run.py, or a task=... that needs none"
         )
-    config = saved_config(checkpoint)
-    saved_task = decode(SavedTask, {key: config[key] for key in ("task",) if key in config}).task
-    if given is not None and given.name != saved_task.name:
+    learned = saved_task(checkpoint)
+    keys: dict[str, Any] = saved_config(checkpoint).get("task") or {}
+    # What was learned says more than the key of its name, which all saved configs have.
+    kept = {key: value for key, value in keys.items() if key == "name" or key not in learned}
+    own = decode(SavedTask, {"task": kept}).task
+    if given is not None and given.name != own.name:
         raise CheckpointError(
-            f"`{checkpoint.path}` was fine-tuned for task={saved_task.name}; leave task out"
+            f"`{checkpoint.path}` was fine-tuned for task={own.name}; leave task out"
         )
-    task = TASKS.build(given or saved_task)
+    task = TASKS.build(given or own)
     try:
-        task.load_state(json.loads(checkpoint.file(TASK_FILE).read_bytes()))
+        task.load_state(learned)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"`{checkpoint.path}/{TASK_FILE}` is damaged: {error!r}") from error
     saved = read_model(checkpoint, machine.device)

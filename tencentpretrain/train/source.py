@@ -69,10 +69,17 @@ def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def saved_task(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What was learned for a task; nothing where the model was not fine-tuned."""
+    """What was learned for a task; nothing where the model was not fine-tuned.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
     if TASK_FILE not in checkpoint.manifest.files:
         return {}
-    learned: dict[str, Any] = json.loads(checkpoint.file(TASK_FILE).read_bytes())
+    try:
+        learned: dict[str, Any] = json.loads(checkpoint.file(TASK_FILE).read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"`{checkpoint.path}/{TASK_FILE}` is damaged: {error!r}") from error
     return learned
 
 

@@ -21,7 +21,7 @@ from tencentpretrain.convert.keys import Settings
 from tencentpretrain.convert.weights import open_weights, read_json
 from tencentpretrain.data.media.transforms import ImageTransform, ImageTransformConfig
 from tencentpretrain.errors import CheckpointError
-from tests.helpers.pictures import class_folders
+from tests.helpers.pictures import class_folders, prepared
 from tests.helpers.saved import load_saved
 from tests.helpers.vision import CASES, reference, vision_inputs
 
@@ -131,7 +131,7 @@ def test_images_become_the_same_pixels(processor: str, keys: dict[str, Any]) -> 
     transform = ImageTransform(ImageTransformConfig(**told))
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
     expected = theirs(image, return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(transform.evaluate(image), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(prepared(transform, image), expected, rtol=1e-5, atol=1e-5)
     written = preparation.to_theirs({"transform": told})
     again = getattr(transformers, processor)(**written)
     assert torch.equal(again(image, return_tensors="pt")["pixel_values"][0], expected)

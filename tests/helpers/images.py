@@ -32,3 +32,6 @@ class FakeImages(FakeShards):
 
     def media(self, document: int) -> bytes:
         return self._images[document]
+
+    def where(self, document: int) -> str:
+        return f"image {document}"

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from tencentpretrain.config import decode
 from tencentpretrain.data.media.images import Pixels
+from tencentpretrain.data.media.transforms import ImageTransform
 from tencentpretrain.data.order import generator
 from tencentpretrain.data.preprocess import PreprocessConfig, run_preprocess
 from tencentpretrain.data.shards import ShardSet, open_shards
@@ -33,6 +35,13 @@ def encoded(pixels: Any, kind: str = "PNG", mode: str | None = None, **options: 
     file = io.BytesIO()
     (image if mode is None else image.convert(mode)).save(file, kind, **options)
     return file.getvalue()
+
+
+def prepared(
+    transform: ImageTransform, image: Pixels, random: np.random.Generator | None = None
+) -> Tensor:
+    """Normalised pixels [3, H, W], as training has them where there is something to draw from."""
+    return transform.normalise(transform.draw(image, random))
 
 
 def class_folders(

@@ -25,6 +25,7 @@ from tencentpretrain.model import Model
 from tencentpretrain.train.tensor_file import LazyTensors
 from tencentpretrain.types import Batch, Labels, Layout, Stream
 from tests.helpers.models import layout_of, randomise, total_loss
+from tests.helpers.pictures import prepared
 from tests.helpers.saved import load_saved
 
 transformers = pytest.importorskip("transformers")
@@ -257,7 +258,7 @@ def test_pixels_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     for picture in pictures()[:count]:
         image = Image.fromarray(picture)
         expected = processor(image, return_tensors="pt")["pixel_values"][0]
-        close(transform.evaluate(picture), expected)
+        close(prepared(transform, picture), expected)
         close(loaded(image, return_tensors="pt")["pixel_values"][0], expected)
 
 

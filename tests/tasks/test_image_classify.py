@@ -17,6 +17,9 @@ from tencentpretrain.errors import DataError
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.tasks.base import Inputs
 from tencentpretrain.tasks.image_classify import ImageClassifyTask
+from tencentpretrain.tasks.inference import Machine
+from tencentpretrain.train.predict import load_predictor
+from tencentpretrain.train.saved_checkpoint import open_checkpoint
 from tests.helpers.pictures import class_folders
 from tests.tasks import toy
 
@@ -31,6 +34,7 @@ MODEL: dict[str, Any] = {
 }
 INPUTS = Inputs(decode(ModelConfig, MODEL), None)
 SMALL = {"size": 8}
+MACHINE = Machine(torch.device("cpu"), torch.float32, 4)
 
 
 def task(**keys: Any) -> ImageClassifyTask:
@@ -198,14 +202,38 @@ def test_pixels_are_as_in_the_training_of_the_model() -> None:
     transform = learned.state()["transform"]
     assert (transform["size"], transform["resize"], transform["flip"]) == (8, 12, 0.0)
     assert transform["mean"] == [0.1, 0.2, 0.3]
-    # Its config is saved with all keys, whose usual values say nothing.
-    again = task(transform=decode(ImageTransformConfig, {"flip": 0.0}).to_dict())
-    again.load_state(learned.state())
-    examples = again.examples([], INPUTS, False)
-    assert examples._images._config.transform.to_dict() == transform
     # What comes after it goes on with the same pixels.
     later = task(transform=None)
     later.inherit(learned.state())
     later.learn_labels(["a", "b"], "data.train")
     later.targets(decode(ModelConfig, MODEL))
     assert later.state()["transform"]["mean"] == [0.1, 0.2, 0.3]
+
+
+def test_keys_given_to_predict_count_more_than_what_was_learned(tmp_path: Path) -> None:
+    """Usual values, too, though the config of a run is saved with all keys."""
+    train = class_folders(tmp_path / "train", count=4)
+    keys = {
+        "data.train": train,
+        "trainer.steps": 1,
+        "model.objective.transform.mean": [0.1, 0.2, 0.3],
+    }
+    assert (
+        main(
+            "finetune",
+            words(tmp_path, **keys, **{"model.objective.transform.interpolation": "nearest"}),
+        )
+        == 0
+    )
+    checkpoint = open_checkpoint(tmp_path / "run")
+
+    def transform(**given: Any) -> ImageTransformConfig:
+        changes = {"name": "image_classify", "transform": given} if given else None
+        chosen = None if changes is None else decode(ImageClassifyTask.Config, changes)
+        found = load_predictor(checkpoint, MACHINE, chosen)
+        return found.task.examples([], found.inputs, False)._images._config.transform
+
+    learned = transform()
+    assert (learned.mean, learned.interpolation, learned.size) == ((0.1, 0.2, 0.3), "nearest", 8)
+    other = transform(mean=[0.5, 0.5, 0.5])
+    assert (other.mean, other.interpolation, other.size) == ((0.5, 0.5, 0.5), "nearest", 8)

@@ -227,3 +227,42 @@ def test_from_files_to_predictions(
     right = [row["label"] == row["path"].split("/")[0] for row in rows]
     assert (len(rows), sum(right) / 16) == (16, best)
     assert main("predict", [*chosen, "task=image_text_retrieve", "overwrite=true"]) == 2
+
+
+@pytest.mark.parametrize("check_files", [True, False])
+def test_bad_images_are_told_before_anything_is_computed(tmp_path: Path, check_files: bool) -> None:
+    path = captions(tmp_path)
+    bad = next((tmp_path / "data").rglob("*.png"))
+    bad.write_bytes(bad.read_bytes()[:60])
+    made = task(check_files=check_files)
+    if check_files:
+        with pytest.raises(DataError, match=r"list.tsv, line \d, `data/.*`: the image is dam"):
+            made.read(path, True)
+    else:
+        assert len(made.read(path, True)) == 7
+    bad.unlink()
+    with pytest.raises(DataError, match=r"list.tsv, line \d, .*there is no file"):
+        made.read(path, True)
+
+
+def test_keys_count_more_than_what_was_learned(tmp_path: Path) -> None:
+    """Those that are given, and no others: means of the pixels stay those of training."""
+    config = model_of("clip/tiny")
+    learned = task(transform={"mean": [0.1, 0.2, 0.3]}, templates=TEMPLATES, labels=["a", "b"])
+    learned.adopt(config)
+    state = json.loads(json.dumps(learned.state()))
+    assert state["transform"]["crop"] == "center"
+    given = {"size": 8, "resize": 9, "interpolation": "bilinear"}
+    again = task(transform=given, templates=TEMPLATES, labels=["c", "d"], length=9)
+    again.load_state(state)
+    inputs = Inputs(config, toy.tokenizer(tmp_path))
+    rows = again.read(class_folders(tmp_path / "data", count=1), False)
+    again.examples(rows, inputs, False)
+    assert again.transform is not None
+    assert (again.transform.resize, again.transform.mean) == (9, (0.1, 0.2, 0.3))
+    assert (list(again.labels), again.length) == (["c", "d"], 9)
+    # A later fine-tuning of the run goes on with the same pixels.
+    later = task()
+    later.inherit(state)
+    later.adopt(config.model_copy(update={"objective": None}))
+    assert later.state()["transform"] == state["transform"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tencentpretrain.config import ConfigError, decode
-from tencentpretrain.data.media.filter_banks import Moments
+from tencentpretrain.data.media.filter_banks import FilterBankConfig, Moments
 from tencentpretrain.errors import CheckpointError, DataError
 from tencentpretrain.model import ModelConfig, build_model
 from tencentpretrain.tasks.base import Inputs, Task
@@ -265,3 +265,37 @@ def test_d69_beams_of_several_sounds_are_those_of_each(run: Path, tmp_path: Path
         assert predict(run, tmp_path / f"{size}.jsonl", listing, **keys | {"batch_size": size}) == 0
     alone, some, all_at_once = (rows(tmp_path / f"{size}.jsonl") for size in (1, 3, 7))
     assert alone == some == all_at_once
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_keys_given_to_predict_count_more_than_what_was_learned(name: str, tmp_path: Path) -> None:
+    model = model_config("s2t/tiny", SMALL)
+    bank = decode(FilterBankConfig, {"normalise": "none"}).to_dict()
+    state = {"bank": bank, "labels": ["a", "b"], "writing": {"start": "cls", "prompt": []}}
+    listing = tones(tmp_path, TEXTS, COLUMNS[name])
+    vocab = decode(
+        CharacterTokenizer.Config, {"name": "character", "vocab": str(letters(tmp_path))}
+    )
+    inputs = Inputs(model, build_tokenizer(vocab))
+    means = []
+    for given in ({}, {"bank": {"means": False}}, {"bank": {"normalise": "utterance"}}):
+        again = task(name, **given)
+        again.load_state(state)
+        examples = again.examples(again.read(listing, False), inputs, False)
+        means.append(float(np.abs(examples.make(0, 0)["frames"].mean(0)).max()))
+    assert means[0] == means[1] > 1
+    assert means[2] < 1e-3
+
+
+def test_what_is_cut_off_has_no_part_in_training(tmp_path: Path) -> None:
+    """A long sound is normalised over what is read of it, in training as in evaluation."""
+    made = task("audio_classify", length=16, bank={"normalise": "utterance"})
+    made.load_state({"labels": ["a", "b"], "bank": {}})
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded(np.concatenate([wave(0.3), 0 * wave(0.5)])))
+    rows = made.read(tmp_path, False)
+    examples = made.examples(rows, Inputs(model_config("s2t/tiny"), None), False)
+    plain = examples.make(0, 0)["frames"]
+    examples.vary(0)
+    assert np.array_equal(examples.make(0, 0)["frames"], plain)
+    assert np.abs(plain.mean(0)).max() < 1e-3

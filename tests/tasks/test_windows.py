@@ -14,7 +14,7 @@ from tencentpretrain.config import ConfigError
 from tencentpretrain.data.media.audio import decode_audio
 from tencentpretrain.model import Model, build_model
 from tencentpretrain.tasks.base import Inputs
-from tencentpretrain.tasks.inference import Machine, infer
+from tencentpretrain.tasks.inference import Machine, _BySize, infer
 from tencentpretrain.tasks.speech2text import Speech2TextTask
 from tencentpretrain.tasks.windows import join, starts
 from tencentpretrain.tokenizers.base import build_tokenizer
@@ -160,3 +160,30 @@ def test_short_sounds_have_the_frames_that_they_had(tmp_path: Path) -> None:
 def test_overlaps_of_more_than_half_a_window_are_refused() -> None:
     with pytest.raises(ConfigError, match="overlap must be at most half"):
         toy.task("speech2text", length=100, overlap=0.6)
+
+
+def test_long_recordings_are_decoded_once_for_their_full_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.wav").write_bytes(encoded(spoken("abcdefgh")))
+    made = toy.task("speech2text", length=16, overlap=0.0)
+    vocab = CharacterTokenizer.Config(name="character", vocab=letters(tmp_path))
+    inputs = Inputs(model_config("s2t/tiny"), build_tokenizer(vocab))
+    rows = made.read(tmp_path, False)
+    made.adopt(inputs.model)
+    examples = made.examples(rows, inputs, False)
+    count = 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        return decode_audio(*given)
+
+    monkeypatch.setattr("tencentpretrain.tasks.sounds.decode_audio", counted)
+    view = _BySize(examples)
+    assert len(view) == 15
+    for index in range(len(view)):
+        view.make(0, index)
+    # Their last windows are shorter, and so come behind all full ones.
+    assert count <= 2 * 3

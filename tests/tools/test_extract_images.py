@@ -16,7 +16,7 @@ from tencentpretrain.model import Model, build_model
 from tencentpretrain.targets.classify import pool
 from tencentpretrain.types import Want
 from tests.helpers.models import model_config, randomise
-from tests.helpers.pictures import class_folders
+from tests.helpers.pictures import class_folders, prepared
 from tests.helpers.saved_models import call, save_model
 from tests.tasks import toy
 from tests.tasks.test_image_text_retrieve import OBJECTIVE, SMALL
@@ -48,7 +48,7 @@ def extract(
 
 def pixels(folder: Path, transform: ImageTransform) -> torch.Tensor:
     files = sorted((folder / "images").rglob("*.png"))
-    return torch.stack([transform.evaluate(decode_image(file.read_bytes())) for file in files])
+    return torch.stack([prepared(transform, decode_image(file.read_bytes())) for file in files])
 
 
 @pytest.mark.parametrize(("pooling", "layer"), [("first", -1), ("mean", 0)])

@@ -76,10 +76,7 @@ class LabelledImages:
         """Image `index`, as for evaluation where there is nothing to draw from."""
         source, config = self._source, self._config
         label = source.label(index)
-        if random is None:
-            pixels = self._transform.fit(self._decoded(index))
-        else:
-            pixels = self._augmented(index, random)
+        pixels = self._pixels(index, random)
         if label is None:
             return {"pixels": pixels.numpy()}
         if random is None or not (config.mix.is_on or config.smoothing):
@@ -88,7 +85,7 @@ class LabelledImages:
         shares[label] = 1.0
         if config.mix.applies(random):
             other = int(random.integers(len(source)))
-            pixels, share = mix(pixels, self._augmented(other, random), config.mix, random)
+            pixels, share = mix(pixels, self._pixels(other, random), config.mix, random)
             shares[label] = share
             shares[source.label(other)] += 1 - share
         shares = shares * (1 - config.smoothing) + config.smoothing / self._classes
@@ -105,14 +102,21 @@ class LabelledImages:
             batch.labels[target] = Labels(torch.from_numpy(values))
         return batch
 
-    def _augmented(self, index: int, random: np.random.Generator) -> Tensor:
-        return self._transform.augment(self._decoded(index), random)
+    def _pixels(self, index: int, random: np.random.Generator | None) -> Tensor:
+        image = decoded(self._source.image(index), self._source.where(index))
+        return self._transform.draw(image, random)
 
-    def _decoded(self, index: int) -> Pixels:
-        try:
-            return decode_image(self._source.image(index))
-        except DataError as error:  # the file is another one than it was when it was checked
-            raise DataError(f"{self._source.where(index)}: {error}") from error
+
+def decoded(data: bytes, where: str) -> Pixels:
+    """Pixels [H, W, 3] of the encoded image that messages call `where`.
+
+    Raises:
+        DataError: as `decode_image`, naming the image.
+    """
+    try:
+        return decode_image(data)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def image_stream(pixels: Tensor) -> Stream:

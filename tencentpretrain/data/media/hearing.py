@@ -42,20 +42,29 @@ class Hearing:
         self._policy = variation.augment.resolved()
         self._speeds = variation.speeds
 
-    def __call__(self, data: bytes, random: np.random.Generator | None = None) -> Frames:
+    def __call__(
+        self, data: bytes, random: np.random.Generator | None = None, limit: int | None = None
+    ) -> Frames:
         """Frames of a file, changed as `random` draws; always the same without it.
+
+        Args:
+            data: Encoded bytes.
+            random: Of the example; None changes nothing.
+            limit: Steps of 10 ms behind which nothing is heard, so that what is normalised and
+                hidden is what is read; None is the whole sound.
 
         Raises:
             DataError: if it cannot be decoded.
         """
         rate = self.bank.config.rate
         samples = decode_audio(data, rate)
-        if random is None:
-            return self.bank(samples)
-        if self._speeds:
+        if random is not None and self._speeds:
             speed = self._speeds[int(random.integers(len(self._speeds)))]
             samples = at_speed(samples, rate, speed)
-        return spec_augment(self.bank(samples), self._policy, random)
+        if limit is not None:
+            samples = samples[: round(limit * STEP * rate)]
+        frames = self.bank(samples)[:limit]
+        return frames if random is None else spec_augment(frames, self._policy, random)
 
     def frames(self, milliseconds: Integers) -> Integers:
         """Greatest number of frames [N] of sounds that are so long [N]."""

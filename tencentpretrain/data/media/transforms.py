@@ -95,16 +95,12 @@ class ImageTransform:
         self._factor = (1 / (255 * std)).float()[:, None, None]
         self._shift = (-mean / std).float()[:, None, None]
 
-    def train(self, image: Pixels, random: np.random.Generator) -> Tensor:
-        """Normalised pixels [3, size, size] of `image` [H, W, 3], changed as `random` draws."""
-        return self.normalise(self.augment(image, random))
-
-    def evaluate(self, image: Pixels) -> Tensor:
-        """Normalised pixels [3, size, size] of `image` [H, W, 3]; always the same."""
-        return self.normalise(self.fit(image))
+    def draw(self, image: Pixels, random: np.random.Generator | None) -> Tensor:
+        """`augment` where there is something to draw from, as in training, and `fit` elsewhere."""
+        return self.fit(image) if random is None else self.augment(image, random)
 
     def augment(self, image: Pixels, random: np.random.Generator) -> Tensor:
-        """As `train`, but before normalisation: uint8."""
+        """Pixels [3, size, size] uint8 of `image` [H, W, 3], changed as `random` draws."""
         config = self.config
         pixels = self._cut(image, random)
         if config.flip and random.random() < config.flip:
@@ -113,7 +109,7 @@ class ImageTransform:
         return rand_augment(pixels, config.rand_augment, random)
 
     def fit(self, image: Pixels) -> Tensor:
-        """As `evaluate`, but before normalisation: uint8."""
+        """Pixels [3, size, size] uint8 of `image` [H, W, 3]; always the same."""
         pixels, size = _tensor(image), self.config.size
         pixels = self._resize(pixels)
         if pixels.shape[-2:] == (size, size):

@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor
 
 from tencentpretrain.config import PositiveInt, check
-from tencentpretrain.data.media.images import decode_image
 from tencentpretrain.data.objectives.base import OBJECTIVES, Example
 from tencentpretrain.data.objectives.codes import CodesConfig, CodesObjective, WholeImageConfig
 from tencentpretrain.data.objectives.image_text import (
@@ -103,10 +102,7 @@ class DalleObjective(CodesObjective, ImageTextObjective):
 
     def make(self, epoch: int, index: int) -> Example:
         document = int(self.documents[index])
-        if self.is_training:
-            pixels = self.pixels(document, generator(self.seed, epoch, index))
-        else:
-            pixels = self._transform.fit(decode_image(self.shards.media(document))).numpy()
+        pixels = self.pixels(document, generator(self.seed, epoch, index))
         return {"ids": self.row(document), "pixels": pixels}
 
     def collate(self, examples: Sequence[Example]) -> Batch:

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 from tencentpretrain.config import ComponentConfig
 from tencentpretrain.data.media.examples import LabelledImageConfig, LabelledImages
 from tencentpretrain.data.objectives.base import OBJECTIVES, Example, Objective
+from tencentpretrain.data.objectives.pixels import require_images
 from tencentpretrain.data.objectives.records import Records
 from tencentpretrain.data.order import generator
-from tencentpretrain.data.shard_format import DURATION, LABEL, MAIN, counted_column
+from tencentpretrain.data.shard_format import LABEL
 from tencentpretrain.errors import DataError
 from tencentpretrain.types import Batch
 
@@ -37,12 +38,7 @@ class ImageObjective(Objective):
     needs = ()
 
     def _prepare(self) -> None:
-        columns = [*getattr(self.shards, "columns", ())]
-        if counted_column(columns) == MAIN or DURATION in columns:
-            raise DataError(
-                f"objective `{self.name}` reads images, but the data has none; preprocess with "
-                "corpus.format=image or choose another objective"
-            )
+        require_images(self)
         missing = int((self.shards.lengths(LABEL)[self.documents] == 0).sum())
         if missing:
             raise DataError(

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tencentpretrain.config import Probability
 from tencentpretrain.data.masking import Masker, MaskingConfig
 from tencentpretrain.data.media.examples import image_stream
-from tencentpretrain.data.media.images import decode_image
-from tencentpretrain.data.media.transforms import ImageTransform, ImageTransformConfig
-from tencentpretrain.data.objectives.base import OBJECTIVES, Example, Objective, ObjectiveConfig
+from tencentpretrain.data.media.transforms import ImageTransformConfig
+from tencentpretrain.data.objectives.base import OBJECTIVES, Example, ObjectiveConfig
+from tencentpretrain.data.objectives.pixels import PixelObjective
 from tencentpretrain.data.objectives.records import end_token, tell_cut
 from tencentpretrain.data.order import generator
-from tencentpretrain.data.packing import Documents, Integers
+from tencentpretrain.data.packing import Integers
 from tencentpretrain.data.rows import Grid
 from tencentpretrain.data.shard_format import MEDIA, PATH
 from tencentpretrain.errors import DataError
@@ -35,14 +34,6 @@ TRIES: Final = 32
 """Other documents that are drawn until one has another caption and another image."""
 
 
-class CaptionedImages(Documents, Protocol):
-    """What is read of stored images with captions; `ShardSet` is one."""
-
-    @property
-    def columns(self) -> Any: ...
-    def media(self, document: int) -> bytes: ...
-
-
 class ImageTextConfig(ObjectiveConfig):
     """Keys of the objectives that read captioned images."""
 
@@ -50,12 +41,8 @@ class ImageTextConfig(ObjectiveConfig):
     """How images become pixels."""
 
 
-class ImageTextObjective(Objective):
+class ImageTextObjective(PixelObjective):
     """Rows [cls] caption [sep], or what else begins and ends texts, and pixels."""
-
-    config: Any
-    shards: CaptionedImages
-    needs = ()
 
     def _prepare(self) -> None:
         columns = getattr(self.shards, "columns", ())
@@ -69,34 +56,19 @@ class ImageTextObjective(Objective):
         self._start = tokenizer.cls if tokenizer.cls is not None else self.special("bos")
         self._end = self.special("sep") if tokenizer.cls is not None else end_token(self)
         self._room = self.config.length - SPECIALS
-        self._transform = ImageTransform(self.config.transform)
+        super()._prepare()
         cut = int((lengths > self._room).sum())
         tell_cut(self, cut, f"captions to length={self.config.length}")
-
-    def __len__(self) -> int:
-        return len(self.documents)
 
     def row(self, document: int) -> Integers:
         """Ids of a caption with those around it."""
         text = self.shards.read(document, 0, self._room)
         return np.concatenate(([self._start], text, [self._end]), dtype=np.int64)
 
-    def pixels(self, document: int, random: Generator) -> NDArray[np.uint8]:
-        """An image [3, H, W] before normalisation, changed as `random` draws."""
-        image = decode_image(self.shards.media(document))
-        pixels: NDArray[np.uint8] = self._transform.augment(image, random).numpy()
-        return pixels
-
     def rows(self, examples: Sequence[Example]) -> tuple[Grid, Tensor]:
         """The grid of the captions, and their ids [B, S] in it."""
         grid = self.grid(examples, "ids", self.config.length)
         return grid, grid.fill([example["ids"] for example in examples], self.tokenizer.pad or 0)
-
-    def normalised(self, examples: Sequence[Example]) -> Tensor:
-        """Pixels [B, 3, H, W] of all examples."""
-        # All at once: as many small sums would cost more than the large one.
-        stacked = torch.from_numpy(np.stack([example["pixels"] for example in examples]))
-        return self._transform.normalise(stacked)
 
 
 @OBJECTIVES.register("clip")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,27 +12,11 @@ from numpy.typing import NDArray
 
 from tencentpretrain.config import ComponentConfig, PositiveInt, Probability, check
 from tencentpretrain.data.media.examples import image_stream
-from tencentpretrain.data.media.images import decode_image
-from tencentpretrain.data.media.transforms import ImageTransform, ImageTransformConfig
-from tencentpretrain.data.objectives.base import OBJECTIVES, Example, Objective
-from tencentpretrain.data.objectives.image import Images
+from tencentpretrain.data.media.transforms import ImageTransformConfig
+from tencentpretrain.data.objectives.base import OBJECTIVES, Example
+from tencentpretrain.data.objectives.pixels import PixelObjective, require_images
 from tencentpretrain.data.order import generator
-from tencentpretrain.data.shard_format import MAIN, counted_column
-from tencentpretrain.errors import DataError
 from tencentpretrain.types import SRC, Batch, Labels
-
-
-def require_images(objective: Objective) -> None:
-    """Refuse shards that hold no images.
-
-    Raises:
-        DataError: naming how to preprocess.
-    """
-    if counted_column([*getattr(objective.shards, "columns", ())]) == MAIN:
-        raise DataError(
-            f"objective `{objective.name}` reads images, but the data has none; preprocess with "
-            "corpus.format=image or choose another objective"
-        )
 
 
 class MaskedImageConfig(ComponentConfig):
@@ -58,23 +41,16 @@ class MaskedImageConfig(ComponentConfig):
         return self.transform.size // self.patch_size
 
 
-class MaskedImageObjective(Objective):
+class MaskedImageObjective(PixelObjective):
     """Makes pixels and hides patches of them, both with the example's own generator.
 
     An example holds "pixels" [3, H, W] uint8, and "hidden" [P] bool. Evaluation changes nothing of
     the images, but hides patches as training does.
     """
 
-    config: Any
-    shards: Images
-    needs = ()
-
     def _prepare(self) -> None:
         require_images(self)
-        self._transform = ImageTransform(self.config.transform)
-
-    def __len__(self) -> int:
-        return len(self.documents)
+        super()._prepare()
 
     @abstractmethod
     def hide(self, random: Generator) -> NDArray[np.bool_]:
@@ -82,17 +58,12 @@ class MaskedImageObjective(Objective):
 
     def make(self, epoch: int, index: int) -> Example:
         random = generator(self.seed, epoch, index)
-        image = decode_image(self.shards.media(int(self.documents[index])))
-        if self.is_training:
-            pixels = self._transform.augment(image, random)
-        else:
-            pixels = self._transform.fit(image)
-        return {"pixels": pixels.numpy(), "hidden": self.hide(random)}
+        pixels = self.pixels(int(self.documents[index]), random)
+        return {"pixels": pixels, "hidden": self.hide(random)}
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        pixels = torch.from_numpy(np.stack([example["pixels"] for example in examples]))
         hidden = torch.from_numpy(np.stack([example["hidden"] for example in examples]))
-        stream = image_stream(self._transform.normalise(pixels))
+        stream = image_stream(self.normalised(examples))
         stream.inputs |= self.seen(hidden)
         index = hidden.flatten().nonzero().squeeze(1)
         labels = {self.supervises[0]: Labels(index, index)}

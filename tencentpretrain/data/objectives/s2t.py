@@ -86,7 +86,7 @@ class S2tObjective(Seq2SeqObjective):
     def make(self, epoch: int, index: int) -> Example:
         document = int(self.documents[index])
         random = generator(self.seed, epoch, index) if self.is_training else None
-        frames = self._hearing(self.shards.media(document), random)[: self.config.length]
+        frames = self._hearing(self.shards.media(document), random, self.config.length)
         return {FRAMES: frames, **written(self._prompt, self.shards.read(document), self._end)}
 
     def source(self, examples: Sequence[Example]) -> tuple[Stream, int]:

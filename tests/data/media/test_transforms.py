@@ -17,7 +17,7 @@ from tencentpretrain.data.media import augment
 from tencentpretrain.data.media.augment import OPERATIONS, SIGNED, ColourConfig, apply_operation
 from tencentpretrain.data.media.transforms import ImageTransform, ImageTransformConfig, draw_area
 from tencentpretrain.data.order import generator
-from tests.helpers.pictures import picture
+from tests.helpers.pictures import picture, prepared
 
 IMAGE = picture(5, 37, 52)
 
@@ -36,7 +36,7 @@ def test_evaluation_equals_torchvision(shape: tuple[int, int], interpolation: st
         reference = T.Compose(
             [T.ToImage(), *front, T.ToDtype(torch.float32, scale=True), T.Normalize(mean, std)]
         )
-        found = transform(mean=mean, std=std, interpolation=interpolation, **keys).evaluate(image)
+        found = prepared(transform(mean=mean, std=std, interpolation=interpolation, **keys), image)
         assert found.shape == (3, 16, 16)
         assert torch.allclose(found, reference(image), atol=1e-5)
 
@@ -63,7 +63,7 @@ def test_evaluation_equals_the_processors_of_transformers(
     processor: Any, keys: dict[str, Any]
 ) -> None:
     expected = processor(images=IMAGE, return_tensors="pt")["pixel_values"][0]
-    assert torch.allclose(transform(**keys).evaluate(IMAGE), expected, atol=1e-5)
+    assert torch.allclose(prepared(transform(**keys), IMAGE), expected, atol=1e-5)
 
 
 FULL = {
@@ -75,7 +75,7 @@ FULL = {
 @pytest.mark.parametrize("crop", ["center", "random", "resized"])
 def test_training_is_a_function_of_the_generator(crop: str) -> None:
     made = transform(crop=crop, resize=20, **FULL)
-    first, again, other = (made.train(IMAGE, generator(1, key)) for key in (2, 2, 3))
+    first, again, other = (prepared(made, IMAGE, generator(1, key)) for key in (2, 2, 3))
     assert first.shape == (3, 16, 16)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -83,14 +83,14 @@ def test_training_is_a_function_of_the_generator(crop: str) -> None:
 
 def test_training_without_chance_is_evaluation() -> None:
     made = transform(crop="center", flip=0.0, resize=20)
-    assert torch.equal(made.train(IMAGE, generator(0)), made.evaluate(IMAGE))
+    assert torch.equal(prepared(made, IMAGE, generator(0)), prepared(made, IMAGE))
     flipped = transform(crop="center", flip=1.0, resize=20)
-    assert torch.equal(flipped.train(IMAGE, generator(0)).flip(-1), made.evaluate(IMAGE))
+    assert torch.equal(prepared(flipped, IMAGE, generator(0)).flip(-1), prepared(made, IMAGE))
 
 
 def test_the_global_generators_are_left_alone() -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1]
-    transform(crop="random", padding=3, **FULL).train(IMAGE, generator(0))
+    prepared(transform(crop="random", padding=3, **FULL), IMAGE, generator(0))
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
 
@@ -100,7 +100,7 @@ def test_d71_random_crops_are_taken_everywhere() -> None:
     image[...] = (np.arange(18)[:, None] * 10 + np.arange(20))[..., None] % 251
     made = transform(crop="random", resize=18, size=16, flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
     # The shorter edge has its length already, so that nothing is resized.
-    found = {round(float(made.train(image, generator(n))[0, 0, 0]) * 255) for n in range(200)}
+    found = {round(float(prepared(made, image, generator(n))[0, 0, 0]) * 255) for n in range(200)}
     assert found == {10 * row + column for row in range(3) for column in range(5)}
 
 
@@ -127,7 +127,7 @@ def test_of_a_very_long_picture_the_middle_is_taken(height: int, width: int) -> 
     assert 1 <= h <= height
     assert 1 <= w <= width
     assert (top, left) == ((height - h) // 2, (width - w) // 2)
-    assert transform().train(picture(0, height, width), generator(0)).shape == (3, 16, 16)
+    assert prepared(transform(), picture(0, height, width), generator(0)).shape == (3, 16, 16)
 
 
 NAMES = {
@@ -162,7 +162,7 @@ def test_rand_augment_takes_every_operation(monkeypatch: pytest.MonkeyPatch) -> 
         lambda image, name, strength, sign: seen.add((name, sign)) or image,
     )
     made = transform(rand_augment={"layers": 300})
-    made.train(IMAGE, generator(0))
+    prepared(made, IMAGE, generator(0))
     assert seen == {(name, 1) for name in OPERATIONS} | {(name, -1) for name in SIGNED}
 
 

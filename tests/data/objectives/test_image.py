@@ -17,7 +17,7 @@ from tencentpretrain.data.objectives.image import ImageObjective
 from tencentpretrain.data.order import generator
 from tencentpretrain.data.shards import ShardSet
 from tencentpretrain.errors import DataError
-from tests.helpers.pictures import class_folders, encoded, media_shards, picture
+from tests.helpers.pictures import class_folders, encoded, media_shards, picture, prepared
 from tests.helpers.records import record_shards
 
 MIXED = {"mix": {"mixup": 0.8, "cutmix": 1.0}, "smoothing": 0.1}
@@ -41,7 +41,7 @@ def test_examples_are_what_the_transform_makes(shards: ShardSet) -> None:
     transform = ImageTransform(made.config.transform)
     for index, pixels in enumerate(batch.streams["src"].inputs["pixels"]):
         image = decode_image(shards.media(index))
-        assert torch.equal(pixels, transform.train(image, generator(3, 2, index)))
+        assert torch.equal(pixels, prepared(transform, image, generator(3, 2, index)))
     assert batch.streams["src"].inputs["pixels"].dtype == torch.float32
     assert batch.labels["classify"].values.tolist() == [0] * 6 + [1] * 6
     assert batch.tokens == 12
@@ -68,7 +68,7 @@ def test_evaluation_never_varies(shards: ShardSet) -> None:
         example = made.make(index, index)
         assert example["row_label"].tolist() == [index // 6]
         batch = made.collate([example])
-        expected = transform.evaluate(decode_image(shards.media(index)))
+        expected = prepared(transform, decode_image(shards.media(index)))
         assert torch.equal(batch.streams["src"].inputs["pixels"][0], expected)
 
 

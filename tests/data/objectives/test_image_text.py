@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from tencentpretrain.config import decode
+from tencentpretrain.data.media.images import decode_image
 from tencentpretrain.errors import DataError
 from tencentpretrain.model import ModelConfig, build_model
 from tests.helpers.images import FakeImages, picture
 from tests.helpers.objectives import objective as plain_objective
+from tests.helpers.pictures import encoded
+from tests.helpers.pictures import picture as noise
 from tests.helpers.shards import FakeShards, FakeTokenizer
 
 PLAIN = {"size": 8, "crop": "center", "flip": 0.0}
@@ -147,3 +150,25 @@ def test_d73_matches_are_counted_by_rows_and_words_by_masks() -> None:
     metrics = build_model(decode(ModelConfig, data), 60)(batch).metrics
     assert int(metrics["match/accuracy"].count) == 4
     assert int(metrics["mlm/accuracy"].count) == len(batch.labels["mlm"].values)
+
+
+@pytest.mark.parametrize("name", ["clip", "vilt"])
+def test_evaluation_never_varies_images(name: str) -> None:
+    """Whatever the epoch, it shows what prediction would, beside captions that may be masked."""
+    keys = KEYS | {"transform": {"size": 6, "resize": 8, "crop": "random", "flip": 0.5}}
+    images = [encoded(noise(number, 8, 8)) for number in range(4)]
+    made = objective(name, FakeImages(CAPTIONS, images), **keys)
+    made.is_training = False
+    whole = [made._transform.fit(decode_image(image)).numpy().tobytes() for image in images]
+    for epoch in range(4):
+        for index in range(4):
+            example = made.make(epoch, index)
+            is_own = name == "clip" or bool(example["match"][0])
+            shown = whole.index(example["pixels"].tobytes())
+            assert (shown == index) == is_own
+
+
+def test_files_that_changed_are_named() -> None:
+    made = objective("clip", FakeImages([[20], [30]], [picture(0), b"no image"]), **KEYS)
+    with pytest.raises(DataError, match="image 1: the file holds no image"):
+        made.make(0, 1)
