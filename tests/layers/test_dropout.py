@@ -5,11 +5,17 @@ from torch import Tensor
 from tencentpretrain.layers.dropout import Dropout, draw_mask, dropout
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(499, 401), (200_001,)])
-def test_the_rate_and_the_expectation_hold(rate: float, shape: tuple[int, ...]) -> None:
-    mask = draw_mask(torch.empty(shape), rate)
+def test_the_rate_and_the_expectation_hold(
+    rate: float, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    mask = draw_mask(torch.empty(shape, dtype=dtype), rate)
     assert mask.shape == shape
+    assert mask.dtype == dtype
+    scale = torch.tensor(65536 / (65536 - round(rate * 65536)), dtype=dtype)
+    assert float(mask.max()) == float(scale)
     assert float((mask == 0).double().mean()) == pytest.approx(rate, abs=5e-3)
     assert float(mask.double().mean()) == pytest.approx(1, abs=2e-2 / (1 - rate))
     assert len(mask.unique()) == 2
@@ -56,6 +62,8 @@ def test_the_seed_of_torch_decides() -> None:
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
+    first = draw(1)
+    assert not torch.equal(dropout(states, 0.5, training=True), first)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
