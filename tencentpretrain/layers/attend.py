@@ -122,7 +122,7 @@ class _CpuAttention(torch.autograd.Function):
         rate: float,
         scale: float,
     ) -> Tensor:
-        ctx.scale = scale
+        ctx.rate, ctx.scale = rate, scale
         shape = query.shape
         query, key, value = (
             pieces.reshape(-1, *pieces.shape[2:]) for pieces in (query, key, value)
@@ -142,10 +142,13 @@ class _CpuAttention(torch.autograd.Function):
         shape = grad.shape
         grad = grad.reshape(context.shape)
         grad_value = dropped.transpose(1, 2).bmm(grad)
-        scores = grad.bmm(value.transpose(1, 2)).mul_(dropped)
-        # In fp32: what follows is a difference of two numbers that are nearly equal.
-        shared = (grad.float() * context.float()).sum(-1, keepdim=True).to(scores.dtype)
-        scores.addcmul_(kept, shared, value=-1)
+        scores = grad.bmm(value.transpose(1, 2))
+        if ctx.rate > 0:
+            # In fp32: what follows is a difference of two numbers that are nearly equal.
+            shared = (grad.float() * context.float()).sum(-1, keepdim=True).to(scores.dtype)
+            scores.mul_(dropped).addcmul_(kept, shared, value=-1)
+        else:
+            scores = torch._softmax_backward_data(scores, kept, -1, scores.dtype)
         grad_query = _scaled_product(scores, key, ctx.scale)
         grad_key = _scaled_product(scores.transpose(1, 2), query, ctx.scale)
         keys = (*shape[:2], *key.shape[1:])
