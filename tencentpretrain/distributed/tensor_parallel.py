@@ -126,11 +126,11 @@ class SlicedGrid(HeadGrid):
 
     def pad(self, states: Tensor) -> Tensor:
         """States [B, S, D] of the slices of all processes."""
-        return super().pad(gather_positions(states, self.layout.count, self.axis))
+        return super().pad(gather_positions(states, self.count, self.axis))
 
     def split(self, states: Tensor) -> Tensor:
         """Heads of all positions, without the copies that fill the last slice."""
-        return super().split(states[: self.layout.count])
+        return super().split(states[: self.count])
 
     def by_row(self, values: Tensor) -> Tensor:
         """What belongs to each position of the slice."""

@@ -17,7 +17,6 @@ from tencentpretrain.layers.cache import Cache
 from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.mask import AttentionMask
 from tencentpretrain.layers.norm import NormName, build_norm
-from tencentpretrain.layers.padding import unpad
 from tencentpretrain.layers.projection import Projecting
 from tencentpretrain.layers.rotary import Rotary
 from tencentpretrain.types import Hidden
@@ -177,7 +176,7 @@ class CrossAttention(Attention):
         query = self.query_norm(view.queries.split(queries))
         known = None if view.cache is None else view.cache.memory(layer)
         if known is None:
-            rows = unpad(memory.states, memory.layout)
+            rows = view.keys.flatten(memory.states)
             keys, values = self.project(rows, self.key, self.value)
             known = self.key_norm(view.keys.split(keys)), view.keys.split(values)
             if view.cache is not None:

@@ -31,7 +31,10 @@ class BilmTarget(VocabularyTarget):
             raise ConfigError.at("model.hidden", message)
         self.output = VocabularyHead(sizes.hidden // 2, sizes.vocabulary, has_bias=config.bias)
 
-    def transform(self, out: ModelOutput, batch: Batch) -> Tensor:
+    def prepare(self, states: Tensor) -> Tensor:
+        return states
+
+    def supervised(self, out: ModelOutput, batch: Batch) -> Tensor:
         """Halves [K, D / 2] of states at the supervised places, else all [B * S * 2, D / 2]."""
         halves: Tensor = out.hidden.states.unflatten(-1, (2, -1)).flatten(0, 2)
         labels = batch.labels.get(self.label)

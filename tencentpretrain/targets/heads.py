@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tencentpretrain.layers.padding import take_rows
+from tencentpretrain.layers.padding import ROW_MULTIPLE, take_rows
 from tencentpretrain.targets.base import Target
 from tencentpretrain.targets.cross_entropy import class_loss, vocabulary_loss
-from tencentpretrain.types import Batch, ModelOutput, Ratio, TargetOutput
+from tencentpretrain.types import IGNORE, Batch, ModelOutput, Ratio, TargetOutput
 
 
 def supervised_states(out: ModelOutput, batch: Batch, label: str) -> Tensor:
@@ -39,7 +41,7 @@ class VocabularyHead(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        return nn.functional.linear(states, self.weight, self.bias)
+        return F.linear(states, self.weight, self.bias)
 
     def loss(self, states: Tensor, labels: Tensor, smoothing: float) -> tuple[Ratio, Ratio]:
         """Loss and accuracy of `labels` [K] for `states` [K, E]; see `vocabulary_loss`."""
@@ -54,16 +56,30 @@ class VocabularyTarget(Target):
     """Part of the probability of a label that is spread over the whole vocabulary."""
 
     @abstractmethod
+    def prepare(self, states: Tensor) -> Tensor:
+        """What the output layer reads, [K, E], of `states` [K, D]."""
+
+    def supervised(self, out: ModelOutput, batch: Batch) -> Tensor:
+        """States [K, D] at the supervised positions; without labels at all of them."""
+        return supervised_states(out, batch, self.label)
+
     def transform(self, out: ModelOutput, batch: Batch) -> Tensor:
-        """States [K, E] before the output layer at the supervised positions, else at all."""
+        """What the output layer reads, [K, E], at the supervised positions, else at all."""
+        return self.prepare(self.supervised(out, batch))
 
     def logits(self, out: ModelOutput, batch: Batch) -> Tensor:
         logits: Tensor = self.output(self.transform(out, batch))
         return logits
 
     def forward(self, out: ModelOutput, batch: Batch) -> TargetOutput:
-        labels = batch.labels[self.label].values.flatten()
-        loss, accuracy = self.output.loss(self.transform(out, batch), labels, self.smoothing)
+        labels, states = batch.labels[self.label].values.flatten(), self.supervised(out, batch)
+        count, missing = len(labels), -len(labels) % ROW_MULTIPLE
+        if missing:
+            states = F.pad(states, (0, 0, 0, missing))
+            labels = F.pad(labels, (0, missing), value=IGNORE)
+        loss, accuracy = self.output.loss(self.prepare(states), labels, self.smoothing)
+        if loss.each is not None:
+            loss = replace(loss, each=loss.each[:count])
         return TargetOutput({self.label: loss}, {f"{self.label}/accuracy": accuracy})
 
 

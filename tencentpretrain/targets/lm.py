@@ -7,8 +7,7 @@ from torch import Tensor
 from tencentpretrain.config import Probability
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import TARGETS, TargetConfig
-from tencentpretrain.targets.heads import VocabularyHead, VocabularyTarget, supervised_states
-from tencentpretrain.types import Batch, ModelOutput
+from tencentpretrain.targets.heads import VocabularyHead, VocabularyTarget
 
 
 @TARGETS.register("lm")
@@ -30,6 +29,5 @@ class LmTarget(VocabularyTarget):
         self.factor = sizes.hidden**-0.5 if config.scale_states else 1.0
         self.output = VocabularyHead(sizes.hidden, sizes.vocabulary, has_bias=config.bias)
 
-    def transform(self, out: ModelOutput, batch: Batch) -> Tensor:
-        states = supervised_states(out, batch, self.label)
+    def prepare(self, states: Tensor) -> Tensor:
         return states if self.factor == 1.0 else states * self.factor

@@ -9,8 +9,7 @@ from tencentpretrain.layers.activation import ActivationName, build_activation
 from tencentpretrain.layers.norm import NormName, build_norm
 from tencentpretrain.sizes import Sizes
 from tencentpretrain.targets.base import TARGETS, TargetConfig
-from tencentpretrain.targets.heads import VocabularyHead, VocabularyTarget, supervised_states
-from tencentpretrain.types import Batch, ModelOutput
+from tencentpretrain.targets.heads import VocabularyHead, VocabularyTarget
 
 
 @TARGETS.register("mlm")
@@ -42,8 +41,7 @@ class MlmTarget(VocabularyTarget):
         self.has_dense = config.dense
         self.output = VocabularyHead(size, sizes.vocabulary, has_bias=True)
 
-    def transform(self, out: ModelOutput, batch: Batch) -> Tensor:
-        states = supervised_states(out, batch, self.label)
+    def prepare(self, states: Tensor) -> Tensor:
         if not self.has_dense:
             return states
         normed: Tensor = self.norm(self.activation(self.dense(states)))

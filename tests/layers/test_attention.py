@@ -109,7 +109,7 @@ def test_probabilities_are_wanted_before_dropout_and_add_up_to_one() -> None:
 def test_bf16_autocast_is_near_fp32() -> None:
     attend_all = attention_of(16, 2)
     view = view_of(layout_of(LENGTHS), 2)
-    states = torch.randn(sum(LENGTHS), 16, requires_grad=True)
+    states = torch.randn(view.queries.count, 16, requires_grad=True)
     results = []
     for is_enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
@@ -131,12 +131,15 @@ def test_self_attention_is_that_of_torch() -> None:
     layout = layout_of(LENGTHS)
     states = torch.randn(3, 7, 16)
     view = view_of(layout, 4)
-    output, probabilities, _ = ours(states[layout.valid], view, is_wanted=True)
+    rows = view.queries.unpad(states)
+    output, probabilities, _ = ours(rows, view, is_wanted=True)
     expected, weights = theirs(
         states, states, states, key_padding_mask=~layout.valid, average_attn_weights=False
     )
-    torch.testing.assert_close(output, expected[layout.valid])
-    torch.testing.assert_close(ours(states[layout.valid], view).states, expected[layout.valid])
+    for found in (output, ours(rows, view).states):
+        padded = view.queries.pad(found)
+        torch.testing.assert_close(padded[layout.valid], expected[layout.valid])
+        assert not padded[~layout.valid].any()
     assert probabilities is not None
     valid = layout.valid[:, None, :, None].expand_as(weights)
     torch.testing.assert_close(probabilities[valid], weights[valid])
@@ -144,7 +147,8 @@ def test_self_attention_is_that_of_torch() -> None:
 
 def test_attention_is_dropped_only_while_training() -> None:
     layer = attention_of(16, 2, 0.5)
-    arguments = torch.randn(15, 16), view_of(layout_of(LENGTHS), 2)
+    view = view_of(layout_of(LENGTHS), 2)
+    arguments = torch.randn(view.queries.count, 16), view
     assert not torch.equal(layer(*arguments)[0], layer(*arguments)[0])
     layer.eval()
     assert torch.equal(layer(*arguments)[0], layer(*arguments)[0])

@@ -5,8 +5,8 @@ from tencentpretrain.layers.heads import HeadGrid
 from tencentpretrain.layers.residual import Residual
 from tests.helpers.models import layout_of
 
-STATES, UPDATE = torch.randn(10, 4), torch.randn(10, 4)
 GRID = HeadGrid(layout_of((6, 4)), 1)
+STATES, UPDATE = torch.randn(12, 4), torch.randn(12, 4)
 
 
 def test_without_anything_it_is_a_sum() -> None:
@@ -26,13 +26,13 @@ def test_updates_are_scaled_by_learned_factors() -> None:
 
 
 def test_whole_rows_go_without_the_update_and_the_mean_stays() -> None:
-    residual, total = Residual(4, 0.0, depth_rate=0.4), torch.zeros(10, 4)
+    residual, total = Residual(4, 0.0, depth_rate=0.4), torch.zeros(12, 4)
     torch.manual_seed(0)
     seen = set()
     for _ in range(2000):
         added = residual(STATES, UPDATE, GRID) - STATES
         factors = (added / UPDATE).round(decimals=3)
-        for row in (factors[:6], factors[6:]):
+        for row in (factors[:6], factors[6:10]):
             assert bool((row == row[0, 0]).all())
         seen.add((float(factors[0, 0]) > 0, float(factors[6, 0]) > 0))
         total += added
@@ -43,7 +43,7 @@ def test_whole_rows_go_without_the_update_and_the_mean_stays() -> None:
 def test_rows_of_a_full_grid_are_told_apart() -> None:
     grid = HeadGrid(layout_of((3, 3)), 1)
     assert grid.by_row(torch.tensor([5.0, 7.0])).tolist() == [5.0] * 3 + [7.0] * 3
-    assert GRID.by_row(torch.tensor([5.0, 7.0])).tolist() == [5.0] * 6 + [7.0] * 4
+    assert GRID.by_row(torch.tensor([5.0, 7.0])).tolist() == [5.0] * 6 + [7.0] * 6
 
 
 def test_evaluation_drops_nothing() -> None:
