@@ -32,6 +32,7 @@ from tencentpretrain.data.preprocess import run_preprocess
 from tencentpretrain.data.shards import open_shards
 from tencentpretrain.distributed.parallel import PARALLELS
 from tencentpretrain.model import build_model
+from tencentpretrain.train.host_memory import keep_freed_memory
 from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.train.precision import autocast
 from tencentpretrain.train.pretrain import PretrainConfig
@@ -97,6 +98,7 @@ def trainer_turn(config: PretrainConfig, objective: Objective, vocabulary: int) 
         parallel=parallel,
     )
     batches = iter(trainer.loader)
+    keep_freed_memory()  # as `Trainer.fit` does; the others gain by it, too
 
     def turn(steps: int) -> int:
         before = trainer.all_tokens()
