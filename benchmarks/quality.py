@@ -129,7 +129,7 @@ def classification(book: Notebook, language: str, steps: int, seeds: list[int]) 
 
 
 def chnsenticorp(book: Notebook, seeds: list[int]) -> None:
-    classification(book, "zh", 300, seeds)
+    classification(book, "zh", 1500, seeds)
 
 
 def rt_polarity(book: Notebook, seeds: list[int]) -> None:
