@@ -160,7 +160,8 @@ def _apply(
         numbers.append((key, value))
     try:
         _open_components(config, key)
-        OmegaConf.update(config, key, plain(value), merge=True, force_add=True)
+        merges = isinstance(value, dict)  # a list of names takes the place of a group of keys
+        OmegaConf.update(config, key, plain(value), merge=merges, force_add=True)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         return Problem(key, f"cannot be set to `{argument.text}`: {reason}")

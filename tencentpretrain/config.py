@@ -170,13 +170,25 @@ def _decode(cls: type[Config], data: object, path: str, problems: list[Problem])
     for key, value in data.items():
         field = cls.model_fields.get(str(key))
         if field is None:
-            hint = nearest(str(key), cls.model_fields)
+            hint = _hint(cls, str(key))
             problems.append(Problem(_join(path, key), f"is not a known key; {hint}"))
             continue
         values[str(key)] = _nested(field, value, _join(path, key), problems)
         if values[str(key)] is INVALID:
             invalid.add(str(key))
     return _validate(cls, values, invalid, path, problems)
+
+
+def _hint(cls: type[Config], key: str) -> str:
+    """The same key one level further in, or else the one that is spelled most like it."""
+    inner = {
+        name: member.model_fields
+        for name, field in cls.model_fields.items()
+        for member in alternatives_of(field.annotation)
+        if isinstance(member, type) and issubclass(member, Config)
+    }
+    found = [f"`{name}.{key}`" for name, fields in inner.items() if key in fields]
+    return f"did you mean {' or '.join(found)}?" if found else nearest(key, cls.model_fields)
 
 
 def _validate(

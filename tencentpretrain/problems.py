@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic.fields import FieldInfo
@@ -44,6 +45,21 @@ def nearest(name: str, names: Iterable[str]) -> str:
         return f"did you mean `{close[0]}`?"
     listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return f"valid are: {listed}" if names else "there are none"
+
+
+def nothing_at(path: Path, folders_only: bool = False) -> str:
+    """Say that there is nothing at `path`, and what beside it was probably meant.
+
+    Args:
+        path: Where nothing is.
+        folders_only: Whether only a folder can have been meant.
+    """
+    parent = path.parent
+    if not parent.is_dir():
+        return f"does not exist, nor does the folder {parent}"
+    beside = [other for other in parent.iterdir() if other.is_dir() or not folders_only]
+    names = [other.name for other in beside if not other.name.startswith(".")]
+    return f"does not exist; {nearest(path.name, names)}"
 
 
 _BOUNDS: Final = {

@@ -92,7 +92,7 @@ def test_a_missing_model_lists_the_families(capsys: pytest.CaptureFixture[str]) 
     assert "bert/{tiny,mini,small,medium,base,large" in err
 
 
-@pytest.mark.parametrize("word", ["wrappers=loora", "wrappers.loora.rank=4"])
+@pytest.mark.parametrize("word", ["wrappers=loora", "wrappers=[loora]", "wrappers.loora.rank=4"])
 def test_a_misspelt_wrapper_is_refused_under_its_own_name(word: str) -> None:
     words = ["model=bert/tiny", "data.path=data", "run_dir=run", "trainer.steps=1", word]
     with pytest.raises(ConfigError) as raised:

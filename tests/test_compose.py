@@ -259,6 +259,7 @@ def test_a_group_may_be_given_as_a_mapping() -> None:
 def test_a_component_without_a_file_is_left_to_its_registry(option: str) -> None:
     assert composed(f"optim={option}")["optim"] == {"name": option}
     assert composed(f"wrappers={option}")["wrappers"] == {option: {}}
+    assert composed(f"wrappers=[{option}]")["wrappers"] == [option]
 
 
 def test_mistakes_in_words_are_told_together() -> None:

@@ -83,6 +83,7 @@ def test_d49_everything_that_is_wrong_is_told_at_once() -> None:
             "share": 1.5,
             "mode": "autp",
             "inner": {"widht": 3, "heads": 0},
+            "heads": 2,
             "shape": {"name": "cirle"},
             "shapes": {"square": {"side": -1}},
         }
@@ -94,6 +95,7 @@ def test_d49_everything_that_is_wrong_is_told_at_once() -> None:
         "mode": "must be one of auto or never, but is 'autp'; did you mean `auto`?",
         "inner.widht": "is not a known key; did you mean `width`?",
         "inner.heads": "must be > 0, but is 0",
+        "heads": "is not a known key; did you mean `inner.heads` or `maybe.heads`?",
         "shape.name": "there is no shape `cirle`; did you mean `circle`?",
         "shapes.square.side": "must be > 0, but is -1",
     }

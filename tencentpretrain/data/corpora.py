@@ -7,8 +7,9 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Final, Literal
 
-from tencentpretrain.config import Config, PositiveInt, check, nearest
+from tencentpretrain.config import Config, PositiveInt, check
 from tencentpretrain.errors import DataError
+from tencentpretrain.problems import nothing_at
 
 Format = Literal["sentences", "lines", "text", "jsonl", "tsv"]
 Content = Literal["text", "pair", "label", "chat"]
@@ -196,9 +197,7 @@ def _expand(path: str) -> list[Path]:
             raise DataError(f"corpus.path: the directory {given} holds no file")
         return files
     if not given.is_file():
-        siblings = [f.name for f in given.parent.iterdir()] if given.parent.is_dir() else []
-        hint = nearest(given.name, siblings) if siblings else "give an existing file"
-        reason = "is not a regular file" if given.exists() else f"does not exist; {hint}"
+        reason = "is not a regular file" if given.exists() else nothing_at(given)
         raise DataError(f"corpus.path: {given} {reason}")
     return [given]
 

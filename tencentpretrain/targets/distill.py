@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import Field
@@ -176,6 +177,7 @@ class DistillTarget(Target):
             UserError: if it cannot be had, or does not fit.
         """
         # These read runs and shards, and so import what imports targets.
+        from tencentpretrain.data.shard_format import INDEX
         from tencentpretrain.distill.stored import StoredExamples, check_stored, open_store
         from tencentpretrain.distill.teacher import Teacher
 
@@ -189,6 +191,11 @@ class DistillTarget(Target):
         if config.precision != "auto":
             dtype = resolve_precision(config.precision, setting.device)
         assert config.teacher is not None
+        if (Path(config.teacher) / INDEX).is_file():
+            message = "is what a teacher has said, not a run; give it as stored instead"
+            raise ConfigError.at(
+                f"model.target.{self.label}.teacher", f"{config.teacher} {message}"
+            )
         teacher = Teacher.of(config.teacher, dtype, setting)
         wants = [feature.teacher_want for feature in self._features().values()]
         teacher.teach(self.label, functools.reduce(Want.__or__, wants, Want()))

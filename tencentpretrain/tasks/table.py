@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tencentpretrain.config import nearest
 from tencentpretrain.errors import DataError
+from tencentpretrain.problems import nothing_at
 
 JSON_LINES: Final = (".jsonl", ".ndjson", ".json")
 SHOWN: Final = 40
@@ -88,12 +88,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def _content(path: Path) -> bytes:
     """Bytes of a file without byte-order mark and final newline."""
     if not path.is_file():
-        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        if path.exists():
-            reason = "is not a file"
-        else:
-            reason = f"does not exist; {nearest(path.name, siblings)}"
-        raise DataError(f"{path} {reason}")
+        raise DataError(f"{path} {'is not a file' if path.exists() else nothing_at(path)}")
     try:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:

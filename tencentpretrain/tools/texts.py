@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tencentpretrain.config import nearest
 from tencentpretrain.data.rows import Grid
 from tencentpretrain.errors import DataError
+from tencentpretrain.problems import nothing_at
 from tencentpretrain.tasks.inference import Machine
 from tencentpretrain.tasks.text import ENOUGH, PAD_TO
 from tencentpretrain.tools.saved_model import SavedModel
@@ -40,9 +40,7 @@ def read_lines(path: Path) -> Iterator[Line]:
         DataError: at once if there is no such file or it is empty; while reading if it is no text.
     """
     if not path.is_file():
-        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        reason = "is not a file" if path.exists() else "does not exist; "
-        raise DataError(f"{path} {reason}{'' if path.exists() else nearest(path.name, siblings)}")
+        raise DataError(f"{path} {'is not a file' if path.exists() else nothing_at(path)}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; give a file with at least one line")
     return _lines(path)

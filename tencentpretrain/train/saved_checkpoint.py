@@ -15,6 +15,7 @@ from torch import Tensor
 from tencentpretrain.config import nearest
 from tencentpretrain.distributed.processes import ALONE, Circle
 from tencentpretrain.errors import CheckpointError
+from tencentpretrain.problems import nothing_at
 from tencentpretrain.train.manifest import (
     MANIFEST,
     Manifest,
@@ -315,10 +316,7 @@ def _directory(path: Path) -> Path:
 
 def _check_path(path: Path) -> None:
     if not path.exists():
-        hint = ""
-        if path.parent.is_dir():
-            hint = "; " + nearest(path.name, (p.name for p in path.parent.iterdir() if p.is_dir()))
-        raise CheckpointError(f"checkpoint `{path}` does not exist{hint}")
+        raise CheckpointError(f"checkpoint `{path}` {nothing_at(path, folders_only=True)}")
     if path.is_dir():
         return
     if path.suffix in _PICKLES:

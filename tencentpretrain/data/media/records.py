@@ -13,10 +13,10 @@ from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, NamedTuple
 
-from tencentpretrain.config import nearest
 from tencentpretrain.data.corpora import CorpusConfig
 from tencentpretrain.data.media.lists import LISTS, MediaEntry, file_entry, read_list
 from tencentpretrain.errors import DataError
+from tencentpretrain.problems import nothing_at
 
 Medium = Literal["image", "audio"]
 EXTENSIONS: Final[dict[Medium, tuple[str, ...]]] = {
@@ -67,7 +67,7 @@ def find_media(config: CorpusConfig, remarks: Counter[str]) -> Iterator[MediaEnt
             yield _captioned(entry, config)
         if not count:
             known = ", ".join(EXTENSIONS[medium_of(config)])
-            raise DataError(f"corpus.path: {path} holds no {medium_of(config)} ({known})")
+            raise DataError(f"{path} holds no {medium_of(config)} ({known})")
 
 
 def total_size(config: CorpusConfig) -> int:
@@ -141,10 +141,9 @@ def _expand(name: str) -> list[Path]:
         found = [Path(match) for match in sorted(glob(str(path), recursive=True))]
         if found:
             return found
-        raise DataError(f"corpus.path: nothing matches `{name}`")
+        raise DataError(f"nothing matches `{name}`")
     if not path.exists():
-        siblings = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"corpus.path: {path} does not exist; {nearest(path.name, siblings)}")
+        raise DataError(f"{path} {nothing_at(path)}")
     return [path]
 
 
@@ -160,7 +159,7 @@ def _find(path: Path, config: CorpusConfig, remarks: Counter[str]) -> Iterator[M
         return iter([file_entry(path.name, str(path), str(path))])
     kinds = ", ".join((*TARS, *LISTS))
     raise DataError(
-        f"corpus.path: {path} must be a folder, a file that ends in {kinds}, or one of "
+        f"{path} must be a folder, a file that ends in {kinds}, or one of "
         f"{', '.join(endings)}; unpack archives of other kinds"
     )
 

@@ -179,6 +179,7 @@ def test_bad_paths_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK")
     for path, message in (
         (tmp_path / "dta", "does not exist.*data"),
+        (tmp_path / "no" / "data", "does not exist, nor does the folder .*no"),
         (tmp_path / "data", r"holds no image \(.jpg"),
         (tmp_path / "a.zip", "must be a folder, a file that ends in .tar"),
         (tmp_path / "*.tar", "nothing matches"),
