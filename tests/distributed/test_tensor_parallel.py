@@ -35,8 +35,8 @@ from tests.helpers.models import (
 from tests.helpers.two_processes import WORLD, in_two_processes
 
 NORMS = ("layer", "layer_gain", "rms", "t5", "legacy", "none")
-ODD = ((4, 2, 3), (3, 2, 2))
-"""Lengths of source and target whose sums two processes do not share equally."""
+ODD = ((5, 2, 3), (3, 2, 2))
+"""Lengths of source and target whose grids two processes do not share equally."""
 FULL = ((3, 3, 3), (5, 5, 5))
 """The same without padding."""
 
@@ -188,7 +188,7 @@ def kept_bytes(block: nn.Module, model: Model, batch: Batch) -> int:
 def measured(rank: int) -> tuple[list[int], list[list[int]]]:
     """Bytes kept by a block of a whole model, one that is cut and one in slices; its shapes."""
     changes: Mapping[str, Any] = {"encoder": {"layers": 2, "dropout": 0.1}}
-    model, batch = tiny_model("gpt2/tiny", changes), text_batch((33, 32), ("lm",))
+    model, batch = tiny_model("gpt2/tiny", changes), text_batch((33, 32, 30), ("lm",))
     found, shapes = [], []
     for one in (model, cut(model, False), cut(model, True)):
         block = one.encoder.blocks()[1]
@@ -203,7 +203,7 @@ def measured(rank: int) -> tuple[list[int], list[list[int]]]:
 @pytest.mark.distributed
 def test_processes_keep_their_positions_alone() -> None:
     for (whole, parts, slices), shapes in in_two_processes(measured):
-        assert shapes == 6 * [[65, 16]] + 3 * [[33, 16]]
+        assert shapes == 6 * [[99, 16]] + 3 * [[50, 16]]
         # Scores and the inside of layers are halved by heads, all else by positions.
         assert slices < 0.52 * whole
         assert parts > 0.6 * whole
@@ -219,12 +219,12 @@ def shaped(rank: int, is_sequence: bool) -> list[int]:
     parallelize(model, mesh, config, BlockOptions())
     norm = model.encoder.blocks()[1].get_submodule("attention_norm")
     norm.register_forward_pre_hook(lambda _, inputs: shapes.append([*inputs[0].shape]))
-    model(text_batch((5, 4)))
+    model(text_batch((5, 4, 2)))
     return shapes[0]
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("is_sequence", "length"), [(False, 9), (True, 5)])
+@pytest.mark.parametrize(("is_sequence", "length"), [(False, 15), (True, 8)])
 def test_slices_are_a_choice(is_sequence: bool, length: int) -> None:
     assert in_two_processes(shaped, is_sequence) == [[length, 16]] * WORLD
 
