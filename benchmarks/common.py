@@ -32,6 +32,7 @@ def environment() -> str:
         hardware = f"{torch.cpu.get_capabilities().get('cpu_name', platform.processor())}"
         bf16 = "with" if torch.cpu.get_capabilities().get("avx512_bf16") else "without"
         hardware += f", {torch.get_num_threads()} threads, {bf16} avx512_bf16"
+        hardware += " and amx_bf16" * bool(torch.cpu.get_capabilities().get("amx_bf16"))
     python = platform.python_version()
     return f"{datetime.date.today()}, {hardware}, Python {python}, torch {torch.__version__}"
 

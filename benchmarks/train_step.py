@@ -4,9 +4,9 @@
 
 Models of 4 layers and width 256: BERT (batch 32 x 128), GPT-2 (8 x 256) or T5 (32 x 128);
 google_zh vocabulary, real documents, dropout 0.1. Or ViT small: 8 images of CIFAR-10, of which
-random parts are made 224 x 224; the trainer decodes them on the way. The contestants take turns in
-one process, a few steps at a time, and the ratio of neighbouring turns is reported as a median, so
-that a machine whose speed drifts gives the same answer. Tokens do not count padding.
+random parts are made 224 x 224; the trainer decodes them on the way. The contestants take turns,
+a few steps at a time (`benchmarks.race`), and the ratio of neighbouring turns is reported as a
+median, so that a machine whose speed drifts gives the same answer. Tokens do not count padding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import transformers
 
 from benchmarks.cases import CASES, Case
 from benchmarks.common import shared_data, write_result
+from benchmarks.race import Turn, answer, compete, finish
 from tencentpretrain.commands import COMMANDS
 from tencentpretrain.configure import load_config
 from tencentpretrain.data.loader import Loader
@@ -34,14 +36,11 @@ from tencentpretrain.distributed.parallel import PARALLELS
 from tencentpretrain.model import build_model
 from tencentpretrain.train.host_memory import keep_freed_memory
 from tencentpretrain.train.optim import OPTIMIZERS
-from tencentpretrain.train.precision import autocast
+from tencentpretrain.train.precision import autocast, resolve_precision
 from tencentpretrain.train.pretrain import PretrainConfig
 from tencentpretrain.train.schedule import SCHEDULES
 from tencentpretrain.train.trainer import Trainer
 from tencentpretrain.types import Batch
-
-Turn = Callable[[int], int]
-"""Does a number of steps and returns how many tokens they read."""
 
 
 def prepare(case: Case, folder: Path, precision: str) -> tuple[PretrainConfig, Objective]:
@@ -98,7 +97,7 @@ def trainer_turn(config: PretrainConfig, objective: Objective, vocabulary: int) 
         parallel=parallel,
     )
     batches = iter(trainer.loader)
-    keep_freed_memory()  # as `Trainer.fit` does; the others gain by it, too
+    keep_freed_memory()  # as `Trainer.fit` does
 
     def turn(steps: int) -> int:
         before = trainer.all_tokens()
@@ -110,15 +109,17 @@ def trainer_turn(config: PretrainConfig, objective: Objective, vocabulary: int) 
                 trainer.log()
         return trainer.all_tokens() - before
 
-    turn.dtype, turn.device = trainer.dtype, trainer.device  # type: ignore[attr-defined]
     return turn
 
 
 def bare_turn(
-    config: PretrainConfig, batches: list[Batch], vocabulary: int, dtype: torch.dtype
+    config: PretrainConfig,
+    batches: list[Batch],
+    vocabulary: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Turn:
     """A loop written by hand over the same modules and batches that are ready."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(config.model, vocabulary, device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     position = 0
@@ -143,64 +144,97 @@ def bare_turn(
 
 
 class Referee(transformers.TrainerCallback):
-    """After every few steps of `transformers`' Trainer, gives the others their turns."""
+    """Lets `transformers`' Trainer go on for a few steps whenever it is asked to."""
 
-    def __init__(self, others: dict[str, Turn], batches: list[Batch], steps: int) -> None:
-        self.others, self.batches, self.steps = others, batches, steps
-        self.rates: dict[str, list[float]] = {name: [] for name in [*others, "transformers"]}
-        self.done = 0
+    def __init__(self, asked: Connection, batches: list[Batch], steps: int) -> None:
+        self.asked, self.batches, self.steps, self.done = asked, batches, steps, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.wait()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.done += 1
         if self.done % self.steps:
             return
-        seconds = time.perf_counter() - self.began if self.done > self.steps else None
-        read = [
-            self.batches[k % len(self.batches)] for k in range(self.done - self.steps, self.done)
-        ]
-        if seconds is not None:
-            self.rates["transformers"].append(sum(b.tokens for b in read) / seconds)
-        for name, turn in self.others.items():
-            start = time.perf_counter()
-            tokens = turn(self.steps)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if seconds is not None:
-                self.rates[name].append(tokens / (time.perf_counter() - start))
+        finish()
+        seconds = time.perf_counter() - self.began
+        steps = range(self.done - self.steps, self.done)
+        self.asked.send(sum(self.batches[k % len(self.batches)].tokens for k in steps) / seconds)
+        self.wait()
+
+    def wait(self) -> None:
+        self.asked.recv()
         self.began = time.perf_counter()
 
 
-def compete(
-    case: Case, folder: Path, precision: str, rounds: int, steps: int
-) -> dict[str, list[float]]:
-    """Tokens or images a second of each contestant in each round."""
-    config, objective = prepare(case, folder, precision)
-    vocabulary = open_shards(folder / "shards").vocab_size
-    mine = trainer_turn(config, objective, vocabulary)
-    source = iter(Loader(objective, case.batch_size, case.batch_size, seed=0))
-    batches = [next(source)[0] for _ in range(16)]
-    others = {
-        "trainer": mine,
-        "bare loop": bare_turn(config, batches, vocabulary, mine.dtype),  # type: ignore[attr-defined]
-    }
-    referee = Referee(others, batches, steps)
+@dataclass(frozen=True)
+class Track:
+    """What all contestants are given.
+
+    Args:
+        name: Of the case.
+        folder: With the shards.
+        precision: Of the matrix products.
+        rounds: How often each is asked.
+        steps: For how many at a time.
+    """
+
+    name: str
+    folder: Path
+    precision: str
+    rounds: int
+    steps: int
+
+
+def run_trainer(track: Track, asked: Connection) -> None:
+    """The toolkit's trainer."""
+    config, objective = prepare(CASES[track.name], track.folder, track.precision)
+    answer(asked, trainer_turn(config, objective, open_shards(track.folder / "shards").vocab_size))
+
+
+def run_bare(track: Track, asked: Connection) -> None:
+    """The loop written by hand."""
+    config, batches, vocabulary = ready(track)
+    keep_freed_memory()
+    device = PARALLELS.build(config.parallel).device
+    dtype = resolve_precision(config.trainer.precision, device)
+    answer(asked, bare_turn(config, batches, vocabulary, dtype, device))
+
+
+def run_transformers(track: Track, asked: Connection) -> None:
+    """The other library's trainer."""
+    case = CASES[track.name]
+    _, batches, vocabulary = ready(track)
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder / "transformers"),
+        output_dir=str(track.folder / "transformers"),
         per_device_train_batch_size=case.batch_size,
-        max_steps=(rounds + 1) * steps,
+        max_steps=(track.rounds + 1) * track.steps,
         optim="adamw_torch_fused",
-        bf16=precision == "bf16",
+        bf16=track.precision == "bf16",
         use_cpu=not torch.cuda.is_available(),
         report_to=[],
         save_strategy="no",
         logging_steps=10,
         disable_tqdm=True,
     )
-    rows = [row for batch in batches for row in case.rows(batch)]
     transformers.Trainer(
-        case.reference(vocabulary), arguments, train_dataset=rows, callbacks=[referee]
+        case.reference(vocabulary),
+        arguments,
+        train_dataset=[row for batch in batches for row in case.rows(batch)],
+        callbacks=[Referee(asked, batches, track.steps)],
     ).train()
-    return referee.rates
+
+
+CONTESTANTS = {"trainer": run_trainer, "bare loop": run_bare, "transformers": run_transformers}
+
+
+def ready(track: Track) -> tuple[PretrainConfig, list[Batch], int]:
+    """The config, batches that were made before, and the size of the vocabulary."""
+    case = CASES[track.name]
+    config, objective = prepare(case, track.folder, track.precision)
+    source = iter(Loader(objective, case.batch_size, case.batch_size, seed=0))
+    batches = [next(source)[0] for _ in range(16)]
+    return config, batches, open_shards(track.folder / "shards").vocab_size
 
 
 def main() -> None:
@@ -216,9 +250,9 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         for precision in options.precision:
-            rates = compete(
-                CASES[options.model], Path(folder), precision, options.rounds, options.steps
-            )
+            track = Track(options.model, Path(folder), precision, options.rounds, options.steps)
+            prepare(CASES[track.name], track.folder, precision)
+            rates = compete(CONTESTANTS, track, track.rounds, track.steps)
             for name, own in rates.items():
                 pairs = zip(rates["trainer"], own, strict=True)
                 ratio = statistics.median(mine / theirs for mine, theirs in pairs)
