@@ -173,16 +173,19 @@ def shared_batches(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
+    is_shuffled: bool = False,
 ) -> Iterator[Shared]:
     """Each example of epoch 0 once, in their order; of more than `limit`, as many evenly spread.
 
     Batches are dealt to `world` ranks, of which each gets as many; `workers` processes make them.
+    With `is_shuffled` the order is another one, always the same: files often have all of a class
+    side by side, which must not be what a batch is compared within.
     """
     count = len(examples) if limit is None else min(limit, len(examples))
     places = range(0, count, micro_batch_size)
     turns = range(rank, -(-len(places) // world) * world, world)
     keys = [places[min(turn, len(places) - 1)] for turn in turns]
-    made = serve(_Rows(examples, micro_batch_size, count), keys, workers)
+    made = serve(_Rows(examples, micro_batch_size, count, is_shuffled), keys, workers)
     for turn, batches in zip(turns, made, strict=True):
         for batch in batches:
             yield Shared(batch, turn < len(places))
@@ -203,14 +206,17 @@ class _Steps(Dataset[Any]):
 class _Rows(Dataset[Any]):
     """Batches for evaluation by the number of examples before them."""
 
-    def __init__(self, examples: Examples, size: int, count: int) -> None:
+    def __init__(self, examples: Examples, size: int, count: int, is_shuffled: bool) -> None:
         self._examples = examples
         self._size = size
         self._count = count
+        self._is_shuffled = is_shuffled
 
     def __getitem__(self, place: int) -> list[Batch]:
         total, stop = len(self._examples), min(place + self._size, self._count)
         indices = [number * total // self._count for number in range(place, stop)]
+        if self._is_shuffled:
+            indices = permute(np.array(indices), total, 0).tolist()
         made = [self._examples.make(0, index) for index in indices]
         return _collate(self._examples, made, self._size)
 

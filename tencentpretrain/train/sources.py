@@ -228,7 +228,9 @@ class Sources:
         for name, source in self.sources.items():
             if source.dev is not None:
                 count = min(self.data.dev_examples, len(source.dev))
-                batches = shared_batches(source.dev, micro_batch_size, count, *ranks)
+                batches = shared_batches(
+                    source.dev, micro_batch_size, count, *ranks, is_shuffled=True
+                )
                 parts[name] = batches, source.weight / count
         if not parts:
             return {}

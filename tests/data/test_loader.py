@@ -109,6 +109,19 @@ def test_ranks_share_the_step(world):
     assert [flat(parts) for parts in zip(*ranks, strict=True)] == whole
 
 
+def test_a_shuffled_evaluation_sees_each_example_once_too():
+    def seen(count: int, limit: int | None = None) -> list[tuple[int, int]]:
+        shuffled = shared_batches(Numbers(count), 4, limit, is_shuffled=True)
+        return numbers([s.batch for s in shuffled])
+
+    everything = [(0, index) for index in range(50)]
+    assert seen(50) == seen(50) != everything
+    assert sorted(seen(50)) == everything
+    # What lies side by side in the files is in different batches.
+    assert max(abs(a - b) for (_, a), (_, b) in itertools.pairwise(seen(50)[:4])) > 4
+    assert len({*seen(50, 12)}) == 12
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resuming_after_any_step_goes_on_as_if_never_stopped(workers):
     whole = take(Loader(Numbers(10), 4, 4, seed=1), 9)

@@ -103,12 +103,12 @@ def test_each_source_is_evaluated_as_if_alone(shards: dict[str, Path]) -> None:
         dev = sources.sources[name].dev
         assert dev is not None
         count = min(3, len(dev))
-        alone = evaluate_loss(model, shared_batches(dev, 2, 3, 0, 1), trainer)
+        alone = evaluate_loss(model, shared_batches(dev, 2, 3, is_shuffled=True), trainer)
         for key, value in alone.items():
             assert results[key.replace("eval", f"eval/{name}", 1)] == pytest.approx(value, abs=1e-6)
         meter = Meter(model.target.weights, "eval", trainer.device)
         with torch.inference_mode():
-            for shared in shared_batches(dev, count, 3):
+            for shared in shared_batches(dev, count, 3, is_shuffled=True):
                 meter.add(model(shared.batch))
         for target, ratio in meter.losses.items():
             totals[target] += np.array([float(ratio.total), float(ratio.count)]) * weight / count
