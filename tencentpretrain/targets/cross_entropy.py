@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tencentpretrain.layers.padding import ROW_MULTIPLE
 from tencentpretrain.types import IGNORE, Ratio
 
 CHUNK_BYTES = 1 << 25
-"""Size of the logits that are alive at once, in fp32: 32 MiB stays near the caches."""
+"""Size of the logits that are alive at once: 32 MiB stays near the caches."""
 CPU_BLOCK_BYTES = 1 << 22
-"""Of those, what a core passes over several times: 4 MiB stay in its caches."""
+"""Of those, what a core passes over several times, in fp32: 4 MiB stay in its caches."""
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> tuple[Ratio, Ratio]:
@@ -120,7 +121,7 @@ class _VocabularyLoss(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             # As many chunks on all processes, which talk about each.
             most = len(weight) if part is None else part.most
-            for chunk in row_chunks(len(states), most, weight.shape[1]):
+            for chunk in row_chunks(len(states), most, weight.shape[1], dtype.itemsize):
                 inputs, kept = states[chunk].to(dtype), labels[chunk] != IGNORE
                 gradient = F.linear(inputs, used_weight, used_bias)
                 for block in _blocks(gradient) if part is None else [slice(None)]:
@@ -159,14 +160,28 @@ def scaled_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-def row_chunks(rows: int, vocabulary: int, width: int) -> list[slice]:
+def _count_highest(logits: Tensor, highest: Tensor, wanted: Tensor) -> Tensor:
+    """How many `logits` [K, V] are the `highest` [K, 1] of their row, which are overwritten.
+
+    On a CPU, which can be asked for that, only rows whose `wanted` one [K, 1] is are looked at.
+    """
+    if logits.device.type != "cpu":
+        return logits.eq_(highest).sum(-1, keepdim=True)
+    rows = (wanted == highest).squeeze(-1).nonzero().squeeze(-1)
+    ties = torch.ones_like(wanted, dtype=torch.int64)
+    return ties.index_copy_(0, rows, (logits[rows] == highest[rows]).sum(-1, keepdim=True))
+
+
+def row_chunks(rows: int, vocabulary: int, width: int, itemsize: int = 4) -> list[slice]:
     """`rows` in as few equal parts as keep the logits of each within `CHUNK_BYTES`.
 
     They may be half as large as the weight [V, D] all the same: every part reads and writes the
     weight's gradient, which must cost little beside its own products.
     """
-    most = max(CHUNK_BYTES // (4 * vocabulary), width // 2, 1)
+    most = max(CHUNK_BYTES // (itemsize * vocabulary), width // 2, 1)
     size = -(-rows // max(1, -(-rows // most)))
+    if size > ROW_MULTIPLE:
+        size = -(-size // ROW_MULTIPLE) * ROW_MULTIPLE
     return [slice(start, start + size) for start in range(0, rows, max(1, size))]
 
 
@@ -213,7 +228,7 @@ def _gradient(
         total = total.log_().add_(highest)
         gradient.mul_((norm - total).exp_())
         norm = total
-    ties = logits.eq_(highest).sum(-1, keepdim=True)
+    ties = _count_highest(logits, highest, wanted)
     ties = ties if part is None else part.sum(ties)
     losses = norm - (1 - smoothing) * wanted - smoothing * mean
     if smoothing:
