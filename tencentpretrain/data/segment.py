@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -44,7 +45,10 @@ def build_segmenter(name: str) -> Segmenter | None:
 
 def _jieba() -> Segmenter:
     try:
-        import jieba
+        with warnings.catch_warnings():
+            # Its way to its own files is deprecated, which users can do nothing about.
+            warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+            import jieba
     except ImportError as error:
         raise DataError(
             "segmenter=jieba needs the package jieba; install it with "

@@ -160,18 +160,6 @@ def scaled_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-def _count_highest(logits: Tensor, highest: Tensor, wanted: Tensor) -> Tensor:
-    """How many `logits` [K, V] are the `highest` [K, 1] of their row, which are overwritten.
-
-    On a CPU, which can be asked for that, only rows whose `wanted` one [K, 1] is are looked at.
-    """
-    if logits.device.type != "cpu":
-        return logits.eq_(highest).sum(-1, keepdim=True)
-    rows = (wanted == highest).squeeze(-1).nonzero().squeeze(-1)
-    ties = torch.ones_like(wanted, dtype=torch.int64)
-    return ties.index_copy_(0, rows, (logits[rows] == highest[rows]).sum(-1, keepdim=True))
-
-
 def row_chunks(rows: int, vocabulary: int, width: int, itemsize: int = 4) -> list[slice]:
     """`rows` in as few equal parts as keep the logits of each within `CHUNK_BYTES`.
 
@@ -228,7 +216,7 @@ def _gradient(
         total = total.log_().add_(highest)
         gradient.mul_((norm - total).exp_())
         norm = total
-    ties = _count_highest(logits, highest, wanted)
+    ties = logits.eq_(highest).sum(-1, keepdim=True)
     ties = ties if part is None else part.sum(ties)
     losses = norm - (1 - smoothing) * wanted - smoothing * mean
     if smoothing:

