@@ -39,7 +39,7 @@ class TrainerConfig(Config):
     recompute_every: PositiveInt = 1
     """One of so many blocks is recomputed."""
     compile: bool = False
-    """Whether blocks are compiled: a slow start, then faster steps, on GPUs above all."""
+    """Whether blocks are compiled: a slow start, then faster steps on GPUs; slower ones on CPUs."""
 
     @check("steps", "epochs")
     def _one_length(self) -> str | None:
