@@ -50,15 +50,23 @@ def compete(
     """
     context = multiprocessing.get_context("spawn")
     rates: dict[str, list[float]] = {name: [] for name in contestants}
-    asking = {}
+    asking, processes = {}, []
     for name, run in contestants.items():
         asking[name], asked = context.Pipe()
-        context.Process(target=run, args=(track, asked)).start()
+        processes.append(context.Process(target=run, args=(track, asked)))
+        processes[-1].start()
         asked.close()
-    for _ in range(rounds + 1):
-        for name, connection in asking.items():
-            connection.send(steps)
-            rates[name].append(connection.recv())
-    for connection in asking.values():
-        connection.send(None)
+    try:
+        for _ in range(rounds + 1):
+            for name, connection in asking.items():
+                connection.send(steps)
+                rates[name].append(connection.recv())
+        for connection, process in zip(asking.values(), processes, strict=True):
+            connection.send(None)
+            process.join()
+    finally:
+        # After an error of one, the others would wait for ever.
+        for process in processes:
+            process.terminate()
+            process.join()
     return {name: own[1:] for name, own in rates.items()}

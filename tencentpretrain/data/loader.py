@@ -214,9 +214,10 @@ class _Rows(Dataset[Any]):
 
     def __getitem__(self, place: int) -> list[Batch]:
         total, stop = len(self._examples), min(place + self._size, self._count)
-        indices = [number * total // self._count for number in range(place, stop)]
+        numbers = np.arange(place, stop)
         if self._is_shuffled:
-            indices = permute(np.array(indices), total, 0).tolist()
+            numbers = permute(numbers, self._count, 0)
+        indices = (numbers * total // self._count).tolist()
         made = [self._examples.make(0, index) for index in indices]
         return _collate(self._examples, made, self._size)
 

@@ -148,6 +148,7 @@ class _CpuAttention(torch.autograd.Function):
             shared = (grad.float() * context.float()).sum(-1, keepdim=True).to(scores.dtype)
             scores.mul_(dropped).addcmul_(kept, shared, value=-1)
         else:
+            # A private name, but the only one of the kernel that torch's own softmax goes back by.
             scores = torch._softmax_backward_data(scores, kept, -1, scores.dtype)
         grad_query = _scaled_product(scores, key, ctx.scale)
         grad_key = _scaled_product(scores.transpose(1, 2), query, ctx.scale)

@@ -1,7 +1,7 @@
 """Multi-head attention (Vaswani et al., 2017, section 3.2).
 
-Shapes: B rows, S positions, T valid positions, D width, N heads of queries, K heads of keys and
-values, H width of a head.
+Shapes: B rows, S positions, T flat positions (`HeadGrid`), D width, N heads of queries, K heads
+of keys and values, H width of a head.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class SelfAttention(Attention):
         """Attend over flat valid positions.
 
         Args:
-            states: [T, D], the valid positions.
+            states: [T, D], flat.
             view: Where their heads lie and what they see.
             layer: Number of the layer in the cache.
             is_wanted: Whether to return the probabilities, too.
@@ -171,7 +171,7 @@ class CrossAttention(Attention):
     """Attention of one sequence over another, whose keys and values never change."""
 
     def forward(self, states: Tensor, view: View, memory: Hidden, layer: int = 0) -> Attended:
-        """Attend from flat valid positions [T, D] over those of `memory`."""
+        """Attend from flat states [T, D] over those of `memory`."""
         (queries,) = self.project(states, self.query)
         query = self.query_norm(view.queries.split(queries))
         known = None if view.cache is None else view.cache.memory(layer)

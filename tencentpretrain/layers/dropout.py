@@ -21,6 +21,8 @@ def draw_mask(like: Tensor, rate: float) -> Tensor:
     scale belongs to the rate that was applied, so that the expectation is as exact as the type of
     `like` can hold the scale.
     """
+    if not like.numel():
+        return torch.empty_like(like)
     dropped = min(round(rate * _LEVELS), _LEVELS - 1)
     seed = torch.empty(2, dtype=torch.int64).random_().numpy()
     words = torch.from_numpy(np.random.SFC64(seed).random_raw((like.numel() + 3) // 4))

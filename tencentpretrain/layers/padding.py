@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from tencentpretrain.types import Layout
 
 ROW_MULTIPLE: Final = 64
-"""What depends on the data, as the numbers of valid and of supervised positions do, is filled up to
-a multiple of this where products are computed.
+"""What depends on the data, as the numbers of valid and of supervised positions do, is filled up
+with rows of zeros to a multiple of this where products are computed.
 
 Tiles of matrix units are then full, and sizes recur: for each new one oneDNN compiles all of its
 kernels in bf16 anew, which took an eighth of the steps of a small model.
@@ -25,16 +25,17 @@ kernels in bf16 anew, which took an eighth of the steps of a small model.
 
 class _Take(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor, zeros: int) -> Tensor:
         ctx.save_for_backward(index)
         ctx.rows = rows.shape[0]
-        return rows.index_select(0, index)
+        return select_rows(rows, index, zeros)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
-        return grad.new_zeros((ctx.rows, *grad.shape[1:])).index_copy_(0, index, grad), None
+        whole = grad.new_zeros((ctx.rows, *grad.shape[1:]))
+        return whole.index_copy_(0, index, grad[: len(index)]), None, None
 
 
 class _Spread(torch.autograd.Function):
@@ -50,9 +51,19 @@ class _Spread(torch.autograd.Function):
         return grad.index_select(0, index), None, None
 
 
-def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows [K, ...] of `rows` [N, ...] at `index` [K], which must be distinct."""
-    taken: Tensor = _Take.apply(rows, index)  # type: ignore[no-untyped-call]
+def select_rows(rows: Tensor, index: Tensor, zeros: int = 0) -> Tensor:
+    """Rows of `rows` [N, ...] at `index` [K] and as many `zeros` behind them, in one copy."""
+    if not zeros:
+        return rows.index_select(0, index)
+    selected = rows.new_empty((len(index) + zeros, *rows.shape[1:]))
+    torch.index_select(rows, 0, index, out=selected[: len(index)])
+    selected[len(index) :].zero_()
+    return selected
+
+
+def take_rows(rows: Tensor, index: Tensor, zeros: int = 0) -> Tensor:
+    """As `select_rows`, with gradients; rows at `index` must be distinct."""
+    taken: Tensor = _Take.apply(rows, index, zeros)  # type: ignore[no-untyped-call]
     return taken
 
 

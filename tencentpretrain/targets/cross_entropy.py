@@ -18,7 +18,7 @@ from tencentpretrain.layers.padding import ROW_MULTIPLE
 from tencentpretrain.types import IGNORE, Ratio
 
 CHUNK_BYTES = 1 << 25
-"""Size of the logits that are alive at once: 32 MiB stays near the caches."""
+"""Size of the logits that are multiplied at once: 32 MiB stays near the caches."""
 CPU_BLOCK_BYTES = 1 << 22
 """Of those, what a core passes over several times, in fp32: 4 MiB stay in its caches."""
 
@@ -161,10 +161,11 @@ def scaled_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def row_chunks(rows: int, vocabulary: int, width: int, itemsize: int = 4) -> list[slice]:
-    """`rows` in as few equal parts as keep the logits of each within `CHUNK_BYTES`.
+    """`rows` in as few equal parts as keep the logits of each within `CHUNK_BYTES` or so.
 
-    They may be half as large as the weight [V, D] all the same: every part reads and writes the
-    weight's gradient, which must cost little beside its own products.
+    Parts are rounded up to whole tiles, where they hold more than one. They may be half as large as
+    the weight [V, D] all the same: every part reads and writes the weight's gradient, which must
+    cost little beside its own products.
     """
     most = max(CHUNK_BYTES // (itemsize * vocabulary), width // 2, 1)
     size = -(-rows // max(1, -(-rows // most)))

@@ -192,9 +192,9 @@ class DistillTarget(Target):
             dtype = resolve_precision(config.precision, setting.device)
         assert config.teacher is not None
         if (Path(config.teacher) / INDEX).is_file():
-            message = "is what a teacher has said, not a run; give it as stored instead"
             raise ConfigError.at(
-                f"model.target.{self.label}.teacher", f"{config.teacher} {message}"
+                f"model.target.{self.label}.teacher",
+                f"{config.teacher} holds shards, not a run; what a teacher has said is `stored`",
             )
         teacher = Teacher.of(config.teacher, dtype, setting)
         wants = [feature.teacher_want for feature in self._features().values()]

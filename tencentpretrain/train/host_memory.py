@@ -10,6 +10,8 @@ _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 _MOST: Final = (1 << 31) - 1
 """The greatest number that `mallopt` takes: 2 GiB."""
+_LARGEST: Final = (1 << 30, 1 << 25)
+"""Blocks that are kept: up to 1 GiB, or the 32 MiB that older versions allow."""
 
 
 def keep_freed_memory() -> bool:
@@ -22,4 +24,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_THRESHOLD, _MOST // 2 + 1) and mallopt(_TRIM_THRESHOLD, _MOST))
+    keeps_end = bool(mallopt(_TRIM_THRESHOLD, _MOST))
+    return any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST) and keeps_end

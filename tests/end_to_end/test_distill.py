@@ -303,7 +303,7 @@ def test_shards_of_text_are_no_stored_teacher(
     assert student(folder, tmp_path / "run", **stored) == 2
     assert "nowhere does not exist; make a stored teacher with" in capsys.readouterr().err
     assert student(folder, tmp_path / "run", **{"model.target.lm.teacher": shards_of(folder)}) == 2
-    assert "not a run; give it as stored instead" in capsys.readouterr().err
+    assert "holds shards, not a run; what a teacher has said is `stored`" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -72,5 +72,13 @@ def test_the_type_is_kept(dtype: torch.dtype) -> None:
     assert dropout(states, 0.5, training=True).dtype == dtype
 
 
+def test_nothing_is_dropped_of_nothing() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        states = torch.empty(0, 8, dtype=dtype, requires_grad=True)
+        dropped = dropout(states, 0.5, training=True)
+        assert dropped.shape == (0, 8)
+        dropped.sum().backward()
+
+
 def test_a_rate_near_one_stays_finite() -> None:
     assert bool(draw_mask(torch.empty(1000), 0.9999999).isfinite().all())

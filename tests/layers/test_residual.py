@@ -6,7 +6,7 @@ from tencentpretrain.layers.residual import Residual
 from tests.helpers.models import layout_of
 
 GRID = HeadGrid(layout_of((6, 4)), 1)
-STATES, UPDATE = torch.randn(12, 4), torch.randn(12, 4)
+STATES, UPDATE = torch.randn(64, 4), torch.randn(64, 4)
 
 
 def test_without_anything_it_is_a_sum() -> None:
@@ -26,7 +26,7 @@ def test_updates_are_scaled_by_learned_factors() -> None:
 
 
 def test_whole_rows_go_without_the_update_and_the_mean_stays() -> None:
-    residual, total = Residual(4, 0.0, depth_rate=0.4), torch.zeros(12, 4)
+    residual, total = Residual(4, 0.0, depth_rate=0.4), torch.zeros(64, 4)
     torch.manual_seed(0)
     seen = set()
     for _ in range(2000):
@@ -37,13 +37,14 @@ def test_whole_rows_go_without_the_update_and_the_mean_stays() -> None:
         seen.add((float(factors[0, 0]) > 0, float(factors[6, 0]) > 0))
         total += added
     assert len(seen) == 4
-    torch.testing.assert_close(total / 2000, UPDATE, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(total[:10] / 2000, UPDATE[:10], rtol=0.1, atol=0.1)
+    assert not total[10:].any()
 
 
 def test_rows_of_a_full_grid_are_told_apart() -> None:
     grid = HeadGrid(layout_of((3, 3)), 1)
     assert grid.by_row(torch.tensor([5.0, 7.0])).tolist() == [5.0] * 3 + [7.0] * 3
-    assert GRID.by_row(torch.tensor([5.0, 7.0])).tolist() == [5.0] * 6 + [7.0] * 6
+    assert GRID.by_row(torch.tensor([5.0, 7.0])).tolist() == [5.0] * 6 + [7.0] * 4 + [0.0] * 54
 
 
 def test_evaluation_drops_nothing() -> None:

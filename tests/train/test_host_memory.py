@@ -17,7 +17,7 @@ assert keep_freed_memory()
 
 def step():
     # More than glibc would keep: each block alone, and all of them together.
-    blocks = [torch.ones(size << 20, dtype=torch.uint8) for size in (40, 3, 60, 48, 9, 33)]
+    blocks = [torch.ones(size << 20, dtype=torch.uint8) for size in (20, 3, 30, 24, 9, 16, 28)]
     del blocks
 
 for _ in range(30):  # until blocks have found their places
@@ -37,9 +37,8 @@ def test_memory_that_was_freed_is_taken_again_without_page_faults() -> None:
         )
         return int(answer.stdout)
 
-    pages = 5 * (193 << 20) // 4096
-    assert count(FAULTS) < pages // 10
-    assert count(FAULTS.replace("assert keep_freed_memory()", "")) > pages // 5
+    # Far less than one of all blocks; in a step without it each page comes anew.
+    assert count(FAULTS) < count(FAULTS.replace("assert keep_freed_memory()", "")) / 5
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
