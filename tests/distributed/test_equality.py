@@ -273,6 +273,8 @@ def test_a_dry_run_rehearses_with_all_processes(shards: Path, tmp_path: Path) ->
 
 
 LOW = {**STEADY, "trainer.steps": 5, "trainer.precision": "bf16"}
+# Keys' biases have gradients that are nothing but rounding, which Adam makes steps of one size of.
+LOW |= {**MODELS["gpt2"], "optim": "sgd"}
 
 
 @pytest.mark.parametrize(
@@ -289,7 +291,7 @@ def test_gathering_in_bf16_changes_nothing_where_products_are_bf16(
 ) -> None:
     world = 4 if words[0] == "fsdp_tp" else 2
     for gather in ("fp32", "auto"):
-        keys = {**LOW, **MODELS["gpt2"], "parallel.gather": gather}
+        keys = {**LOW, "parallel.gather": gather}
         given = [*words_of(shards, tmp_path / gather, **keys), f"parallel={words[0]}", *words[1:]]
         given += ["parallel.tensor=2"] * (world == 4)
         codes = launch(tmp_path / "log", world, given)
