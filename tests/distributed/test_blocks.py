@@ -41,7 +41,6 @@ def test_gradients_are_those_of_one_pass(changes: dict[str, Any], kind: Recomput
 @pytest.mark.parametrize(
     ("name", "targets", "changes"),
     [
-        ("bert/tiny", ("mlm", "nsp"), {}),
         ("gpt2/tiny", ("lm",), {}),
         ("bert/tiny", ("mlm", "nsp"), {"rotary": {}, "kv_heads": 1, "norm": "rms", "gated": True}),
     ],
@@ -53,11 +52,11 @@ def test_compiled_blocks_are_one_graph_with_the_gradients_of_plain_ones(
     traced = partialmethod(nn.Module.compile, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(nn.Module, "compile", traced)
     torch._dynamo.reset()
-    plain = tiny_model(name, {"encoder": {"dropout": 0.0, **changes}}).train()
+    plain = tiny_model(name, {"encoder": {"dropout": 0.0, "layers": 1, **changes}}).train()
     randomise(plain)
     compiled = copy.deepcopy(plain)
     BlockOptions(compiles=True).apply(compiled)
-    for lengths in ((5, 3), (7, 7), (70, 9)):
+    for lengths in ((7, 7), (70, 9)):
         for model in (plain, compiled):
             model.zero_grad()
             torch.manual_seed(1)
