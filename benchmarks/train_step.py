@@ -1,12 +1,13 @@
 """Speed of a training step: the trainer against a bare loop and against `transformers`' Trainer.
 
-`python -m benchmarks.train_step [--model bert] [--precision fp32 bf16] [--rounds 9] [--steps 4]`
+`python -m benchmarks.train_step [--model bert] [--precision fp32 bf16] [--batch-size 32]`
 
 Models of 4 layers and width 256: BERT (batch 32 x 128), GPT-2 (8 x 256) or T5 (32 x 128);
 google_zh vocabulary, real documents, dropout 0.1. Or ViT small: 8 images of CIFAR-10, of which
-random parts are made 224 x 224; the trainer decodes them on the way. The contestants take turns,
-a few steps at a time (`benchmarks.race`), and the ratio of neighbouring turns is reported as a
-median, so that a machine whose speed drifts gives the same answer. Tokens do not count padding.
+random parts are made 224 x 224; the trainer decodes them on the way. `--batch-size` gives other
+numbers of rows. The contestants take turns, a few steps at a time (`benchmarks.race`), and the
+ratio of neighbouring turns is reported as a median, so that a machine whose speed drifts gives the
+same answer. Tokens do not count padding.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ from tencentpretrain.data.objectives.base import OBJECTIVES, NoVocabulary, Objec
 from tencentpretrain.data.preprocess import run_preprocess
 from tencentpretrain.data.shards import open_shards
 from tencentpretrain.distributed.parallel import PARALLELS
+from tencentpretrain.host_memory import tune_host_memory
 from tencentpretrain.model import build_model
-from tencentpretrain.train.host_memory import keep_freed_memory
 from tencentpretrain.train.optim import OPTIMIZERS
 from tencentpretrain.train.precision import autocast, resolve_precision
 from tencentpretrain.train.pretrain import PretrainConfig
@@ -85,6 +86,7 @@ def image_words() -> list[str]:
 def trainer_turn(config: PretrainConfig, objective: Objective, vocabulary: int) -> Turn:
     """The toolkit's trainer with its loader: examples are made on the way."""
     parallel = PARALLELS.build(config.parallel)
+    tune_host_memory(parallel.device)  # as a run does
     model = build_model(config.model, vocabulary, parallel.device)
     trainer = Trainer(
         model,
@@ -97,7 +99,6 @@ def trainer_turn(config: PretrainConfig, objective: Objective, vocabulary: int) 
         parallel=parallel,
     )
     batches = iter(trainer.loader)
-    keep_freed_memory()  # as `Trainer.fit` does
 
     def turn(steps: int) -> int:
         before = trainer.all_tokens()
@@ -172,14 +173,14 @@ class Track:
     """What all contestants are given.
 
     Args:
-        name: Of the case.
+        case: What is trained.
         folder: With the shards.
         precision: Of the matrix products.
         rounds: How often each is asked.
         steps: For how many at a time.
     """
 
-    name: str
+    case: Case
     folder: Path
     precision: str
     rounds: int
@@ -188,22 +189,22 @@ class Track:
 
 def run_trainer(track: Track, asked: Connection) -> None:
     """The toolkit's trainer."""
-    config, objective = prepare(CASES[track.name], track.folder, track.precision)
+    config, objective = prepare(track.case, track.folder, track.precision)
     answer(asked, trainer_turn(config, objective, open_shards(track.folder / "shards").vocab_size))
 
 
 def run_bare(track: Track, asked: Connection) -> None:
     """The loop written by hand."""
     config, batches, vocabulary = ready(track)
-    keep_freed_memory()
     device = PARALLELS.build(config.parallel).device
+    tune_host_memory(device)
     dtype = resolve_precision(config.trainer.precision, device)
     answer(asked, bare_turn(config, batches, vocabulary, dtype, device))
 
 
 def run_transformers(track: Track, asked: Connection) -> None:
     """The other library's trainer."""
-    case = CASES[track.name]
+    case = track.case
     _, batches, vocabulary = ready(track)
     arguments = transformers.TrainingArguments(
         output_dir=str(track.folder / "transformers"),
@@ -230,7 +231,7 @@ CONTESTANTS = {"trainer": run_trainer, "bare loop": run_bare, "transformers": ru
 
 def ready(track: Track) -> tuple[PretrainConfig, list[Batch], int]:
     """The config, batches that were made before, and the size of the vocabulary."""
-    case = CASES[track.name]
+    case = track.case
     config, objective = prepare(case, track.folder, track.precision)
     source = iter(Loader(objective, case.batch_size, case.batch_size, seed=0))
     batches = [next(source)[0] for _ in range(16)]
@@ -243,15 +244,18 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, help="rows of a step instead of the case's")
     options = parser.parse_args()
+    case = CASES[options.model]
+    case = replace(case, batch_size=options.batch_size or case.batch_size)
     lines = [
-        f"| precision | contestant | {CASES[options.model].unit}/s (median) | trainer against it |",
+        f"| precision | contestant | {case.unit}/s (median) | trainer against it |",
         "|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
         for precision in options.precision:
-            track = Track(options.model, Path(folder), precision, options.rounds, options.steps)
-            prepare(CASES[track.name], track.folder, precision)
+            track = Track(case, Path(folder), precision, options.rounds, options.steps)
+            prepare(case, track.folder, precision)
             rates = compete(CONTESTANTS, track, track.rounds, track.steps)
             for name, own in rates.items():
                 pairs = zip(rates["trainer"], own, strict=True)
@@ -259,7 +263,11 @@ def main() -> None:
                 rate = statistics.median(own)
                 lines.append(f"| {precision} | {name} | {rate:,.4g} | {ratio:.2f} |")
     words = f"--model {options.model} --precision {' '.join(options.precision)}"
-    write_result(f"train_step_{options.model}", f"python -m benchmarks.train_step {words}", lines)
+    name = f"train_step_{options.model}"
+    if options.batch_size:
+        words += f" --batch-size {options.batch_size}"
+        name += f"_{options.batch_size}"
+    write_result(name, f"python -m benchmarks.train_step {words}", lines)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tencentpretrain.config import (
 from tencentpretrain.data.shard_format import TARGET_TOKENIZER
 from tencentpretrain.distributed.parallel import SingleProcess
 from tencentpretrain.errors import CheckpointError
+from tencentpretrain.host_memory import tune_host_memory
 from tencentpretrain.model import Model, ModelConfig, build_model
 from tencentpretrain.targets.base import Target
 from tencentpretrain.tasks.inference import Machine
@@ -177,6 +178,7 @@ def read_model(checkpoint: Checkpoint, device: torch.device) -> SavedModel:
     if (checkpoint.path / TARGET_TOKENIZER).exists():
         target = load_tokenizer(checkpoint.file(TARGET_TOKENIZER))
     target_vocabulary = None if target is None else target.vocab_size
+    tune_host_memory(device)
     model = build_model(parts.model, vocabulary, device, target_vocabulary=target_vocabulary)
     apply_wrappers(parts.wrappers, model)
     load_weights(model, model_tensors(checkpoint))

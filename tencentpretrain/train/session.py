@@ -15,6 +15,7 @@ from tencentpretrain.data.loader import Examples, Loader, Order, require_equal_s
 from tencentpretrain.distributed.parallel import Parallel
 from tencentpretrain.distributed.processes import first_line, is_loss
 from tencentpretrain.errors import CheckpointError, TrainingError, before_start
+from tencentpretrain.host_memory import tune_host_memory
 from tencentpretrain.model import Model, parameter_count
 from tencentpretrain.model_config import ModelConfig
 from tencentpretrain.tokenizers.base import Tokenizer
@@ -154,6 +155,7 @@ class Session:
         target_tokenizer: str | None = None,
     ) -> None:
         """Fill and distribute the model of the run; see `Beginning.prepare`."""
+        tune_host_memory(self.parallel.device)
         self.beginning = Beginning(self.config, self.parallel, self.found)
         self.beginning.prepare(model, made_of, tokenizer, allow, target_tokenizer)
 

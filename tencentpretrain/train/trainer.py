@@ -19,7 +19,6 @@ from tencentpretrain.distributed.parallel import Parallel, summed
 from tencentpretrain.errors import TrainingError
 from tencentpretrain.model import Model
 from tencentpretrain.train.callbacks.base import Callback
-from tencentpretrain.train.host_memory import keep_freed_memory
 from tencentpretrain.train.meter import Meter, Speed
 from tencentpretrain.train.precision import (
     autocast,
@@ -107,8 +106,6 @@ class Trainer:
             TrainingError: if a loss or gradient is not finite, under the policy "raise".
         """
         self.speed = Speed(peak_flops(self.device, self.dtype))
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.call("fit_start")
         ending = self.step + (self.config.stop_after or self.steps)
         batches = iter(self.loader)
