@@ -7,6 +7,7 @@ import functools
 import mmap
 import os
 import platform
+import resource
 from pathlib import Path
 from typing import Final
 
@@ -46,10 +47,12 @@ def _tune() -> bool:
 def _ask_for_large_pages(library: ctypes.CDLL) -> None:
     """Grow the heap by addresses, not by memory, and advise the system to use large pages there.
 
-    By half of what the machine has; the rest comes in small pages. So does all where the system
-    promises no more addresses than it has memory (overcommit_memory=2), or refuses.
+    By half of what the machine has; the rest comes in small pages. So does all where addresses are
+    counted as if they were memory (overcommit_memory=2, ulimit -v), or the system refuses.
     """
     if not _OVERCOMMIT.is_file() or _OVERCOMMIT.read_text().strip() == "2":
+        return
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         return
     size = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // 2
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

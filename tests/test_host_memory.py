@@ -1,6 +1,7 @@
 """Blocks that are freed and taken again cost no page faults, and lie in large pages."""
 
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -79,5 +80,9 @@ def test_no_addresses_are_taken_where_they_count_as_memory(
     monkeypatch.setattr(host_memory, "_OVERCOMMIT", policy)
     host_memory._ask_for_large_pages(Library())  # type: ignore[arg-type]
     policy.write_text("0\n")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 40, 1 << 40))
+    host_memory._ask_for_large_pages(Library())  # type: ignore[arg-type]
+    unlimited = resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (unlimited, unlimited))
     with pytest.raises(AttributeError, match="malloc"):
         host_memory._ask_for_large_pages(Library())  # type: ignore[arg-type]
