@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ Triple = tuple[float, float, float]
 Scales = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Span = tuple[PositiveFloat, PositiveFloat]
 
-PILLOW_MODES: Final = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 TRIES: Final = 10
 """Random areas that are tried before the middle of a very long picture is taken."""
 
@@ -88,7 +87,7 @@ class ImageTransform:
 
     def __init__(self, config: ImageTransformConfig) -> None:
         self.config = config
-        functional()  # imported here once, and not in each worker of a loader
+        self._mode = _resize_mode(config.interpolation)
         # One multiplication and one addition: (x / 255 - mean) / std.
         std = torch.tensor(config.std, dtype=torch.float64)
         mean = torch.tensor(config.mean, dtype=torch.float64)
@@ -112,10 +111,9 @@ class ImageTransform:
         """Pixels [3, size, size] uint8 of `image` [H, W, 3]; always the same."""
         pixels, size = _tensor(image), self.config.size
         pixels = self._resize(pixels)
-        if pixels.shape[-2:] == (size, size):
-            return pixels
-        middle: Tensor = functional().center_crop(pixels, [size, size])
-        return middle
+        # Rounded down as in transformers; torchvision's rounds to even numbers.
+        top, left = ((edge - size) // 2 for edge in pixels.shape[-2:])
+        return pixels[:, top : top + size, left : left + size]
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Floats of uint8 `pixels` [..., 3, H, W] with mean and standard deviation taken out."""
@@ -149,9 +147,16 @@ class ImageTransform:
         """`pixels` resized to a height and width, or to a length of the shorter edge."""
         if list(pixels.shape[-2:]) == size:
             return pixels
-        mode = PILLOW_MODES[self.config.interpolation]
-        resized: Tensor = functional().resize(pixels, size, mode, antialias=True)
+        resized: Tensor = functional().resize(pixels, size, self._mode, antialias=True)
         return resized
+
+
+def _resize_mode(name: str) -> Any:
+    """What torchvision calls a way of resizing; its own "nearest" is not that of Pillow."""
+    # Imported here once, and not in each worker of a loader.
+    from torchvision.transforms import InterpolationMode
+
+    return InterpolationMode("nearest-exact" if name == "nearest" else name)
 
 
 def draw_area(

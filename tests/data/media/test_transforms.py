@@ -46,6 +46,10 @@ def test_evaluation_equals_torchvision(shape: tuple[int, int], interpolation: st
     [
         (ViTImageProcessor(size={"height": 16, "width": 16}), {}),
         (
+            ViTImageProcessor(size={"height": 16, "width": 16}, resample=0),
+            {"interpolation": "nearest"},
+        ),
+        (
             CLIPImageProcessor(
                 size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, resample=3
             ),
@@ -57,13 +61,15 @@ def test_evaluation_equals_torchvision(shape: tuple[int, int], interpolation: st
             },
         ),
     ],
-    ids=["vit", "clip"],
+    ids=["vit", "nearest", "clip"],
 )
+@pytest.mark.parametrize("shape", [(37, 52), (64, 43), (43, 64), (36, 64)])
 def test_evaluation_equals_the_processors_of_transformers(
-    processor: Any, keys: dict[str, Any]
+    processor: Any, keys: dict[str, Any], shape: tuple[int, int]
 ) -> None:
-    expected = processor(images=IMAGE, return_tensors="pt")["pixel_values"][0]
-    assert torch.allclose(prepared(transform(**keys), IMAGE), expected, atol=1e-5)
+    image = picture(5, *shape)  # of the last three, half of what is cut off is no whole number
+    expected = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(prepared(transform(**keys), image), expected, atol=1e-5)
 
 
 FULL = {
