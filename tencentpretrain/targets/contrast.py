@@ -96,9 +96,10 @@ class ContrastTarget(Target):
         """What cosines are multiplied with."""
         if self.log_scale is None:
             return 1 / self.config.temperature
-        with torch.no_grad():
-            # In place: a limit inside the graph would have no gradient, and so no way back.
-            self.log_scale.clamp_(max=math.log(MAX_SCALE))
+        if self.training:
+            with torch.no_grad():
+                # In place: a limit inside the graph would have no gradient, and so no way back.
+                self.log_scale.clamp_(max=math.log(MAX_SCALE))
         return self.log_scale.exp()
 
     def read(self, name: str, stream: Stream, encode: Callable[[Stream], Hidden]) -> Hidden:

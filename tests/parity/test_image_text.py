@@ -267,3 +267,11 @@ def test_a_tower_alone_is_refused(tmp_path: Path) -> None:
     transformers.CLIPTextModel(config).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="one tower alone"):
         arrive(tmp_path, Request(family="clip"))
+
+
+def test_a_greater_temperature_to_begin_with_is_no_obstacle(tmp_path: Path) -> None:
+    config = transformers.CLIPConfig(**CLIP, logit_scale_init_value=4.7)
+    transformers.CLIPModel(config).save_pretrained(tmp_path / "theirs")
+    arrive(tmp_path / "theirs", Request()).write(tmp_path / "ours")
+    target: Any = load_saved(tmp_path / "ours").target["contrast"]
+    assert target.log_scale.item() == pytest.approx(4.7)

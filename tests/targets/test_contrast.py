@@ -137,6 +137,17 @@ def test_only_what_is_asked_for_has_parameters() -> None:
     assert names(learn_temperature=False, size=3) == [f"projections.{n}.weight" for n in range(2)]
 
 
+def test_evaluation_leaves_the_temperature_as_it_was_stored() -> None:
+    target, out = target_of().eval(), output_of()
+    assert target.log_scale is not None
+    stored = torch.tensor(math.log(100)).half().float()  # 100.03
+    with torch.no_grad():
+        target.log_scale.copy_(stored)
+    one, other = target.vectors(out)
+    torch.testing.assert_close(target.logits(out, batch_of(out)), stored.exp() * one @ other.T)
+    assert torch.equal(target.log_scale, stored)
+
+
 def test_initialisation_keeps_the_temperature() -> None:
     keys = {"temperature": 0.05, "size": 64, "learn_temperature": True}
     target = tiny_model("sbert/tiny", {"target": {"contrast": keys}}).target["contrast"]

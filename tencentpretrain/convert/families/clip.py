@@ -10,6 +10,7 @@ from tencentpretrain.convert.image_preparation import image_preparation
 from tencentpretrain.convert.keys import ACTIVATIONS, Key, Settings
 from tencentpretrain.convert.table import Rule, Table, modules
 from tencentpretrain.errors import CheckpointError
+from tencentpretrain.targets.contrast import MAX_SCALE
 from tencentpretrain.train.tensor_file import LazyTensors
 
 LAYER: Final = {
@@ -66,9 +67,9 @@ def _to_model(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[st
             "the files hold no `logit_scale`, so they are one tower alone; only whole models of "
             "the class CLIPModel can be converted"
         )
-    data["target"]["contrast"]["temperature"] = math.exp(
-        -settings.get("logit_scale_init_value", 2.6592)
-    )
+    # Where training began is of no matter any more: the files hold what it has come to.
+    began = math.exp(-settings.get("logit_scale_init_value", 2.6592))
+    data["target"]["contrast"]["temperature"] = max(began, 1 / MAX_SCALE)
     return ()
 
 
