@@ -194,3 +194,14 @@ def test_a_converted_classifier_predicts_and_goes_back_with_its_preparation(
     depart(ours).write(back)
     assert read_json(back / "preprocessor_config.json")["resample"] == 3
     assert read_json(back / "config.json")["id2label"]["3"] == "kind3"
+
+
+def test_scores_of_a_grid_that_is_not_square_are_refused(tmp_path: Path) -> None:
+    """`transformers` reads such tables as if rows were columns."""
+    keys = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    config = transformers.BeitConfig(
+        **keys, image_size=(16, 24), intermediate_size=32, use_relative_position_bias=True
+    )
+    transformers.BeitModel(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="scores of 2 x 3 patches cannot be converted"):
+        arrive(tmp_path, Request())

@@ -37,6 +37,7 @@ def _to_model(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[st
     if len(placed) > 1:
         raise CheckpointError(f"config.json: only one of {', '.join(BY_PLACE.values())} may be set")
     encoder["patch_scores"] = next(iter(placed), None)
+    _require_square_grid(data)
     encoder["layer_scale"] = settings.get("layer_scale_init_value", 0.1) or None
     parts["patch"]["mask_token"] = settings.get("use_mask_token", False)
     if settings.get("use_absolute_position_embeddings", False):
@@ -44,6 +45,26 @@ def _to_model(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[st
     # The norm before the codes is the last one of the encoder here; a classifier has its own.
     encoder["last_norm"] = "mlm" in data["target"]
     return ()
+
+
+def _require_square_grid(data: Plain) -> None:
+    """Refuse scores of patches that `transformers` takes for those of the transposed grid.
+
+    It reads the table of a grid of other rows than columns as if these were swapped (5.23), so that
+    no table gives there what it gives here.
+
+    Raises:
+        CheckpointError: for such a grid.
+    """
+    patch = data["embedding"]["parts"]["patch"]
+    image, one = (patch[key] for key in ("image_size", "patch_size"))
+    image, one = ([edge, edge] if isinstance(edge, int) else edge for edge in (image, one))
+    rows, columns = (whole // part for whole, part in zip(image, one, strict=True))
+    if data["encoder"]["patch_scores"] is not None and rows != columns:
+        raise CheckpointError(
+            f"the scores of {rows} x {columns} patches cannot be converted, as transformers reads "
+            "the tables of grids that are not square the other way round"
+        )
 
 
 def _objective(settings: Settings) -> Plain | None:
@@ -57,6 +78,7 @@ def _objective(settings: Settings) -> Plain | None:
 
 def _to_config(config: Plain, data: Plain, specials: Specials) -> None:
     encoder, parts = data["encoder"], data["embedding"]["parts"]
+    _require_square_grid(data)
     for place, key in BY_PLACE.items():
         config[key] = encoder["patch_scores"] == place
     config["layer_scale_init_value"] = encoder["layer_scale"] or 0.0
