@@ -73,14 +73,19 @@ def resize_rows(
         at_end: Whether they follow the grid instead of preceding it.
 
     Returns:
-        The resized table; None where the grid of `table` is neither square nor shaped as `grid`.
+        The resized table; None where the grid of `table` is neither square nor shaped as `grid`, or
+        could be both.
     """
     count = len(table) - beside
-    root = (count * grid[0] / grid[1]) ** 0.5 if count > 0 else 0.0
-    square = round(max(count, 0) ** 0.5)
-    old = (square, square) if square**2 == count else (round(root), round(root * grid[1] / grid[0]))
-    if table.dim() != 2 or count < 1 or old[0] * old[1] != count:
+    if table.dim() != 2 or count < 1:
         return None
+    square = round(count**0.5)
+    rows = round((count * grid[0] / grid[1]) ** 0.5)
+    grids = {(square, square), (rows, round(rows * grid[1] / grid[0]))}
+    fitting = [old for old in grids if old[0] * old[1] == count]
+    if len(fitting) != 1:
+        return None
+    old = fitting[0]
     first = 0 if at_end else beside
     image = table[first : first + count].float().T.reshape(1, -1, *old)
     resized = F.interpolate(image, grid, mode=mode, align_corners=False)

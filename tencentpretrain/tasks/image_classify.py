@@ -24,6 +24,7 @@ from tencentpretrain.data.media.transforms import ImageTransformConfig
 from tencentpretrain.data.order import generator
 from tencentpretrain.data.packing import Integers
 from tencentpretrain.model import ModelConfig
+from tencentpretrain.sizes import Patches
 from tencentpretrain.targets.base import TargetConfig
 from tencentpretrain.targets.classify import ClassifyTarget
 from tencentpretrain.tasks.base import TASKS, Inputs
@@ -131,11 +132,8 @@ class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
                 "model", f"must read images for task={self.name}, such as vit/tiny"
             )
         self._transform = choose_transform(self.config.transform, self._transform, model, patches)
-        pooling = "first" if patches.before else "mean"
-        head = ClassifyTarget.Config(
-            name=HEAD, classes=len(self.labels), pooling=pooling, dense=False
-        )
-        return {HEAD: head}
+        head = ClassifyTarget.Config(name=HEAD, classes=len(self.labels), dense=False)
+        return {HEAD: head.model_copy(update=_pooled_as_before(model, patches))}
 
     def examples(self, rows: Sequence[MediaEntry], inputs: Inputs, is_labelled: bool) -> ImageRows:
         labels = None
@@ -173,3 +171,19 @@ class ImageClassifyTask(ClassTask[MediaEntry, ImageRows]):
     def _corpus(self, path: Path) -> CorpusConfig:
         fields = FieldsConfig(path=self.config.path_column, label=self.config.label_column)
         return CorpusConfig(path=str(path), format="image", fields=fields)
+
+
+def _pooled_as_before(model: ModelConfig, patches: Patches) -> dict[str, Any]:
+    """Keys of a classifier that reads what earlier training has made a place for the whole image.
+
+    A class token of which no target has made anything holds nothing, as after MAE and BEiT: there,
+    and without a class token, the mean of the patches stands for the image, as in what their
+    authors fine-tune.
+    """
+    if not patches.before:
+        return {"pooling": "mean"}
+    before = model.target.get(HEAD)
+    if isinstance(before, ClassifyTarget.Config):
+        return {key: getattr(before, key) for key in ("pooling", "norm", "norm_eps")}
+    is_read = not model.target or any(hasattr(t, "pooling") for t in model.target.values())
+    return {"pooling": "first" if is_read else "rest"}

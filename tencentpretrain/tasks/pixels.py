@@ -14,6 +14,7 @@ from tencentpretrain.data.media.lists import MediaEntry
 from tencentpretrain.data.media.records import find_media, read_entry
 from tencentpretrain.data.media.transforms import ImageTransformConfig
 from tencentpretrain.errors import DataError
+from tencentpretrain.layers.convolution import COLOURS
 from tencentpretrain.model_config import ModelConfig
 from tencentpretrain.sizes import Patches
 from tencentpretrain.tasks.base import TaskConfig
@@ -128,7 +129,13 @@ def choose_transform(
 def _check_size(size: int, patches: Patches) -> None:
     """Refuse images of another size than a model reads."""
     wanted = patches.rows * patches.size[0], patches.columns * patches.size[1]
-    if (size, size) != wanted:
+    if wanted[0] != wanted[1] or patches.channels != COLOURS:
+        raise ConfigError.at(
+            "model.embedding.parts.patch",
+            f"reads images of {patches.channels} x {wanted[0]} x {wanted[1]} (channels, height, "
+            f"width), but tasks make squares of {COLOURS} channels",
+        )
+    if size != wanted[0]:
         raise ConfigError.at(
             f"{KEY}.size", f"must be {wanted[0]}, as the model reads, but is {size}"
         )

@@ -178,6 +178,9 @@ def test_a_table_of_no_grid_is_not_resized() -> None:
     # Neither square nor of the wanted shape, and of the wanted shape.
     assert resize_rows(torch.zeros(7, 3), 1, (4, 4), "bicubic") is None
     assert resize_rows(torch.zeros(7, 3), 1, (4, 6), "bicubic") is not None
+    # 16 rows may be 4 x 4 or 8 x 2.
+    assert resize_rows(torch.zeros(17, 3), 1, (16, 4), "bicubic") is None
+    assert resize_rows(torch.zeros(17, 3), 1, (16, 8), "bicubic") is not None
 
 
 def test_values_of_chosen_patches_are_those_among_all() -> None:

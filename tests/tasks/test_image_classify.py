@@ -133,6 +133,42 @@ def test_the_head_reads_what_stands_for_the_image(class_token: bool) -> None:
     assert (head.classes, head.pooling) == (3, "first" if class_token else "mean")  # type: ignore[attr-defined]
 
 
+PIXELS = {"linear_pixels": {}}
+CODES = {"mlm": {"dense": False}}
+BEIT = {"classify": {"classes": 2, "pooling": "rest", "norm": "layer", "norm_eps": 1e-6}}
+
+
+@pytest.mark.parametrize(
+    ("target", "keys"),
+    [
+        (PIXELS, ("rest", "none")),
+        (CODES, ("rest", "none")),
+        ({"classify": {"classes": 2}}, ("first", "none")),
+        (CODES | {"match": {"name": "classify", "classes": 2}}, ("first", "none")),
+        (BEIT, ("rest", "layer")),
+        ({}, ("first", "none")),
+    ],
+)
+def test_the_head_reads_what_earlier_training_has_filled(
+    target: dict[str, Any], keys: tuple[str, str]
+) -> None:
+    patch = {"image_size": 8, "patch_size": 4, "mask_token": True}
+    embedding = {**MODEL["embedding"], "parts": {"patch": patch, "patch_position": {}}}
+    content = {**MODEL, "embedding": embedding, "target": target, "objective": None}
+    learned = task()
+    learned.load_state({"labels": ["a", "b", "c"]})
+    head: Any = learned.targets(decode(ModelConfig, content))["classify"]
+    assert (head.classes, head.dense, head.pooling, head.norm) == (3, False, *keys)
+
+
+def test_images_that_no_task_makes_are_told() -> None:
+    patch = {"image_size": [8, 16], "patch_size": 4}
+    embedding = {**MODEL["embedding"], "parts": {"patch": patch, "patch_position": {}}}
+    model = decode(ModelConfig, {**MODEL, "embedding": embedding})
+    with pytest.raises(ConfigError, match="reads images of 3 x 8 x 16"):
+        task().targets(model)
+
+
 def words(folder: Path, **keys: Any) -> list[str]:
     model = {
         "model": "vit/tiny",
