@@ -26,6 +26,19 @@ class TrainingError(UserError):
 
 
 @contextmanager
+def named(where: str) -> Iterator[None]:
+    """Say in whose bytes is wrong what is found wrong inside.
+
+    Raises:
+        DataError: any that is raised inside, with `where` in front.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+@contextmanager
 def before_start() -> Iterator[None]:
     """Hold the checks of a run, while nothing has been created: an error in here is a refusal.
 

@@ -22,7 +22,7 @@ from tencentpretrain.data.media.records import find_media, read_entry
 from tencentpretrain.data.order import generator
 from tencentpretrain.data.packing import Integers
 from tencentpretrain.embeddings.speech import FramesEmbedding
-from tencentpretrain.errors import DataError
+from tencentpretrain.errors import named
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.tasks.base import TaskConfig
 from tencentpretrain.tasks.windows import starts
@@ -96,10 +96,8 @@ def _corpus(path: Path, config: SoundConfig, label_column: str) -> CorpusConfig:
 
 def _decoded(entry: MediaEntry) -> Sound:
     data = read_entry(entry)
-    try:
+    with named(entry.where):
         samples = decode_audio(data, RATE)
-    except DataError as error:
-        raise DataError(f"{entry.where}: {error}") from error
     return Sound(entry, -(-1000 * len(samples) // RATE))
 
 
@@ -226,7 +224,10 @@ class SoundFrames:
         row, start = self.places[index]
         if self._seed is not None:
             random = generator(self._seed, epoch, index)
-            return self._hearing(read_entry(self.rows[row].entry), random, self._limit)
+            entry = self.rows[row].entry
+            data = read_entry(entry)
+            with named(entry.where):
+                return self._hearing(data, random, self._limit)
         samples = self._samples(row)
         if start or self.rows[row].milliseconds > self._window:
             rate = self._hearing.bank.config.rate
@@ -238,7 +239,9 @@ class SoundFrames:
         """A decoded sound; windows of a long one are asked for one after another."""
         if self._heard is None or self._heard[0] != row:
             entry, rate = self.rows[row].entry, self._hearing.bank.config.rate
-            self._heard = row, decode_audio(read_entry(entry), rate)
+            data = read_entry(entry)
+            with named(entry.where):
+                self._heard = row, decode_audio(data, rate)
         return self._heard[1]
 
     def batch(self, rows: Sequence[Frames]) -> Batch:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tencentpretrain.config import ComponentConfig, Config, PathLike
-from tencentpretrain.errors import DataError
+from tencentpretrain.errors import DataError, named
 from tencentpretrain.registry import Registry
 
 Role = Literal["pad", "unk", "cls", "sep", "mask", "bos", "eos"]
@@ -261,7 +261,5 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         cls = TOKENIZERS.get(kind)
     except (KeyError, PermissionError) as error:
         raise DataError(f"{path}: {error.args[0]}") from error
-    try:
+    with named(str(directory)):
         return cls.from_files(files)
-    except DataError as error:
-        raise DataError(f"{directory}: {error}") from error

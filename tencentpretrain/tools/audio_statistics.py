@@ -10,7 +10,7 @@ from tencentpretrain.data.corpora import CorpusConfig, FieldsConfig
 from tencentpretrain.data.media.audio import decode_audio
 from tencentpretrain.data.media.filter_banks import FilterBank, FilterBankConfig, Moments
 from tencentpretrain.data.media.records import find_media, read_entry
-from tencentpretrain.errors import DataError, before_start
+from tencentpretrain.errors import before_start, named
 from tencentpretrain.tools.outputs import check_file, published
 from tencentpretrain.train.durable import write_bytes
 
@@ -42,10 +42,8 @@ def run_audio_statistics(config: AudioStatisticsConfig) -> int:
     bank, moments = FilterBank(config.bank), Moments(config.bank.bands)
     for entry in entries:
         data = read_entry(entry)
-        try:
+        with named(entry.where):
             moments.add(bank.raw(decode_audio(data, config.bank.rate)))
-        except DataError as error:
-            raise DataError(f"{entry.where}: {error}") from error
     with published(config.output) as partial:
         write_bytes(partial, moments.content())
     log.info(f"{moments.count:,} frames of {len(entries):,} sounds; see {config.output}")

@@ -16,12 +16,13 @@ from typing import Any, Literal, NamedTuple
 from tencentpretrain.config import ConfigError, PathLike, check
 from tencentpretrain.data.chat import TEMPLATES, Template
 from tencentpretrain.data.records import USER
-from tencentpretrain.errors import DataError, before_start
+from tencentpretrain.errors import CheckpointError, DataError, before_start
 from tencentpretrain.generate.chat import chat_frame, chat_prompt
 from tencentpretrain.generate.decoding import Decoding
 from tencentpretrain.generate.frame import Edge, find_frame
 from tencentpretrain.generate.generator import Generation, Generator
 from tencentpretrain.generate.pictures import Painter
+from tencentpretrain.model_config import parts_of
 from tencentpretrain.tasks.answers import answer_lines
 from tencentpretrain.tasks.inference import Machine
 from tencentpretrain.tasks.table import JSON_LINES
@@ -240,6 +241,12 @@ def generator_of(
         ConfigError: if the vocabulary lacks a token, or the model has no place for the template.
     """
     tokenizer, target = saved.text_tokenizer(), saved.target_tokenizer
+    parts = [part.name for _, part in parts_of("embedding", saved.config.embedding)]
+    if "word" not in parts:
+        raise CheckpointError(
+            f"`{saved.checkpoint.path}` does not write on behind texts: its embedding reads "
+            f"{', '.join(parts)}; what is said in sounds is written by finetune/predict.py"
+        )
     if template is None:
         frame = find_frame(saved.config, tokenizer, target, begin, start)
     elif saved.config.decoder is None and start == "auto":

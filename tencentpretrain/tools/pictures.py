@@ -55,7 +55,7 @@ def check_text_keys(keys: PictureKeys, output: Path | None) -> None:
     given["output"] = output is not None and output.suffix.lower() == ".png"
     for key, is_given in given.items():
         if is_given:
-            raise ConfigError.at(key, "asks for pictures, but the model writes texts")
+            raise ConfigError.at(key, "is for models of captions and image codes (objective dalle)")
 
 
 def check_picture_keys(config: Config, output: Path | None) -> None:

@@ -11,7 +11,7 @@ from tencentpretrain.data.media.hearing import Hearing, VariationConfig, frames_
 from tencentpretrain.data.media.lists import MediaEntry
 from tencentpretrain.data.media.records import read_entry
 from tencentpretrain.embeddings.speech import FramesEmbedding
-from tencentpretrain.errors import CheckpointError, DataError
+from tencentpretrain.errors import CheckpointError, named
 from tencentpretrain.tasks.inference import Machine
 from tencentpretrain.tasks.sounds import saved_bank
 from tencentpretrain.tools.media_vectors import MediaVectors
@@ -65,7 +65,5 @@ class SoundVectors(MediaVectors):
 
     def _frames(self, entry: MediaEntry) -> Frames:
         data = read_entry(entry)
-        try:
+        with named(entry.where):
             return self._hearing(data)
-        except DataError as error:
-            raise DataError(f"{entry.where}: {error}") from error

@@ -230,6 +230,11 @@ def test_models_that_cannot_are_refused(
     code, _, errors = call(capsys, "generate", checkpoint=run, prompt="w7")
     assert code == 2
     assert "has not learned to write text: its targets are classify" in errors[0]
+    frames: Any = {"parts": {"frames": {"bands": 8}}, "norm": "none", "dropout": 0.0}
+    run = saved(tmp_path / "heard", pair_config(embedding=frames), words)
+    code, _, errors = call(capsys, "generate", checkpoint=run, prompt="w7")
+    assert code == 2
+    assert "does not write on behind texts: its embedding reads frames" in errors[0]
     run = saved(tmp_path / "pair", pair_config(), words)
     code, _, errors = call(capsys, "generate", checkpoint=run, prompt="w7", template="plain")
     assert code == 2

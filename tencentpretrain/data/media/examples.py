@@ -14,7 +14,7 @@ from tencentpretrain.config import Config, Probability
 from tencentpretrain.data.media.images import Pixels, decode_image
 from tencentpretrain.data.media.mixing import MixConfig, mix
 from tencentpretrain.data.media.transforms import ImageTransform, ImageTransformConfig
-from tencentpretrain.errors import DataError
+from tencentpretrain.errors import named
 from tencentpretrain.types import SRC, Batch, Labels, Layout, Stream
 
 Example = dict[str, NDArray[Any]]
@@ -113,10 +113,8 @@ def decoded(data: bytes, where: str) -> Pixels:
     Raises:
         DataError: as `decode_image`, naming the image.
     """
-    try:
+    with named(where):
         return decode_image(data)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
 
 
 def image_stream(pixels: Tensor) -> Stream:

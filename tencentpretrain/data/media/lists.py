@@ -16,6 +16,7 @@ from tencentpretrain.config import nearest
 from tencentpretrain.data.corpora import CorpusConfig, CorpusFile
 from tencentpretrain.data.lines import Line, LineReader
 from tencentpretrain.data.slices import Slice, slices
+from tencentpretrain.errors import DataError
 
 LISTS: Final = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".json")
 JSON: Final = (".jsonl", ".ndjson", ".json")
@@ -36,6 +37,7 @@ class MediaEntry(NamedTuple):
         label: Name of its class, "" without one.
         text: Caption or transcript, "" without one.
         where: What messages call it.
+        problem: Why it cannot be read; "" where it can, as far as is known.
     """
 
     name: str
@@ -45,16 +47,28 @@ class MediaEntry(NamedTuple):
     label: str
     text: str
     where: str
+    problem: str = ""
 
 
-def file_entry(name: str, path: str, where: str) -> MediaEntry:
-    """The entry of a file of its own, without label and text."""
+def file_entry(name: str, path: str, where: str, missing: str) -> MediaEntry:
+    """The entry of a file of its own, without label and text.
+
+    Args:
+        name: Path as the folder or list has it.
+        path: The file.
+        where: What messages call it.
+        missing: What they say where there is no such file.
+    """
+    size, problem = None, ""
     try:
         found = os.stat(path)
-    except OSError:
-        return MediaEntry(name, path, None, None, "", "", where)
-    size = found.st_size if stat.S_ISREG(found.st_mode) else None
-    return MediaEntry(name, path, None, size, "", "", where)
+        size = found.st_size if stat.S_ISREG(found.st_mode) else None
+        problem = "" if size is not None else f"{path} is no file"
+    except FileNotFoundError:
+        problem = missing
+    except OSError as error:
+        problem = f"{path} cannot be read: {error.strerror or error}"
+    return MediaEntry(name, path, None, size, "", "", where, problem)
 
 
 def read_list(path: Path, config: CorpusConfig, remarks: Counter[str]) -> Iterator[MediaEntry]:
@@ -104,7 +118,8 @@ class _ListReader(LineReader):
         name = values[fields.path].strip()
         path = str(self.piece.path.parent / Path(name).expanduser())
         where = f"{self.piece.path}, line {line.number}, `{name}`"
-        entry = file_entry(name, path, where)
+        missing = f"there is no file {path}; mend the list, whose paths begin in its own folder"
+        entry = file_entry(name, path, where, missing)
         label, text = values.get(fields.label, "").strip(), values.get(fields.text, "")
         return entry._replace(label=label, text=self.clean(text))
 
@@ -114,6 +129,7 @@ class _ListReader(LineReader):
             if fields.path in map(str.strip, cells):
                 self.header = [cell.strip() for cell in cells]
                 return None
+            self._require_no_other_header([cell.strip() for cell in cells], line)
             has_text = (self.config.media or "").endswith("_text")
             names = [fields.text if has_text else fields.label, fields.path]
             self.header = names[-len(cells) :]
@@ -123,6 +139,18 @@ class _ListReader(LineReader):
         reason = f"there must be {needed} with tabs between them, but there is `{text[:SHOWN]}`"
         self.bad(line, NO_FIELD, reason)
         return None
+
+    def _require_no_other_header(self, cells: list[str], line: Line) -> None:
+        """Refuse a first line that names columns, but none of paths."""
+        fields, path = self.config.fields, self.piece.path
+        if len(cells) == 1 and "," in cells[0] and ".csv" in path.suffixes:
+            raise DataError(f"{path}, line 1: there must be tabs between columns, not commas")
+        if line.number == 1 and {fields.label, fields.text} & {*cells}:
+            named = " and ".join(f"`{cell}`" for cell in cells)
+            raise DataError(
+                f"{path}, line 1: there is no column `{fields.path}`, only {named}; rename the one "
+                "of paths, or name it with corpus.fields.path (of a task: task.path_column)"
+            )
 
     def _json(self, text: str, line: Line) -> dict[str, str] | None:
         content = self.parse(text, line, NO_FIELD, "record")

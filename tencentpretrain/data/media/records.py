@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, NoReturn
 
 from tencentpretrain.data.corpora import CorpusConfig
 from tencentpretrain.data.media.lists import LISTS, MediaEntry, file_entry, read_list
@@ -64,7 +64,7 @@ def find_media(config: CorpusConfig, remarks: Counter[str]) -> Iterator[MediaEnt
             count += 1
             if entry.offset is not None and config.store == "path":
                 raise DataError(f"corpus.store=path is for files; {path} is a tar file: unpack it")
-            yield _captioned(entry, config)
+            yield _captioned(_on_one_line(entry), config)
         if not count:
             known = ", ".join(EXTENSIONS[medium_of(config)])
             raise DataError(f"{path} holds no {medium_of(config)} ({known})")
@@ -101,10 +101,7 @@ def read_entry(entry: MediaEntry) -> bytes:
         DataError: if they cannot be read.
     """
     if entry.size is None:
-        raise DataError(
-            f"{entry.where}: there is no file {entry.path}; mend the list, or name its columns "
-            "with corpus.fields"
-        )
+        raise DataError(f"{entry.where}: {entry.problem}")
     if entry.offset is None:
         return read_file(entry.path)
     try:
@@ -156,7 +153,7 @@ def _find(path: Path, config: CorpusConfig, remarks: Counter[str]) -> Iterator[M
     if ending in LISTS or (path.name.endswith(".gz") and Path(path.stem).suffix in LISTS):
         return read_list(path, config, remarks)
     if ending in endings:
-        return iter([file_entry(path.name, str(path), str(path))])
+        return iter([file_entry(path.name, str(path), str(path), "there is no such file")])
     kinds = ", ".join((*TARS, *LISTS))
     raise DataError(
         f"{path} must be a folder, a file that ends in {kinds}, or one of "
@@ -182,16 +179,51 @@ def _captioned(entry: MediaEntry, config: CorpusConfig) -> MediaEntry:
         what = "label" if config.caption else "text"
         raise DataError(
             f"{entry.where}: there is no {what} for format={config.media}; list the files with "
-            "their texts in a .tsv or .jsonl file, or make texts of labels with corpus.caption, or "
-            "with task.templates where a task reads them"
+            "their texts in a .tsv or .jsonl file whose column is corpus.fields.text (of a task: "
+            "task.text_column), or make texts of labels with corpus.caption (task.templates)"
         )
     return entry._replace(text=config.caption.replace("{label}", entry.label))
 
 
+def _on_one_line(entry: MediaEntry) -> MediaEntry:
+    """`entry` as one that cannot be read, where files of names could not hold its name."""
+    text = entry.path + entry.name
+    if text.isascii() and text.isprintable():
+        return entry
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        problem = "the name is not in UTF-8; rename the file"
+    else:
+        if len(text.splitlines()) == 1 and "\t" not in text:
+            return entry
+        problem = "the name holds a tab or a line break; rename the file"
+    name, path, where = (ascii(part)[1:-1] for part in (entry.name, entry.path, entry.where))
+    return MediaEntry(name, path, None, None, "", entry.text, where, problem)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Say that a folder cannot be listed, which `os.walk` would pass over."""
+    raise DataError(f"{error.filename} cannot be read: {error.strerror or error}") from error
+
+
+def _require_no_loop(root: Path, folder: Path) -> None:
+    """Refuse a link to a folder that it lies in, which has no end."""
+    above = folder.parent
+    while not folder.samefile(above):
+        if above == root:
+            return
+        above = above.parent
+    raise DataError(f"{folder} is a link to a folder that it lies in, {above}; remove the link")
+
+
 def _in_folder(root: Path, endings: tuple[str, ...], remarks: Counter[str]) -> Iterator[MediaEntry]:
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(folder)
+        for name in folders:
+            if (here / name).is_symlink():
+                _require_no_loop(root, here / name)
         label = "" if here == root else here.name
         for file in sorted(files):
             if file.startswith("."):
@@ -200,7 +232,8 @@ def _in_folder(root: Path, endings: tuple[str, ...], remarks: Counter[str]) -> I
                 remarks[OTHER] += 1
                 continue
             path = here / file
-            entry = file_entry(path.relative_to(root).as_posix(), str(path), str(path))
+            missing = "the link leads to no file"
+            entry = file_entry(path.relative_to(root).as_posix(), str(path), str(path), missing)
             yield entry._replace(label=label)
 
 

@@ -19,7 +19,7 @@ from tencentpretrain.data.objectives.translate import decoder_tokens
 from tencentpretrain.data.order import generator
 from tencentpretrain.data.packing import Integers
 from tencentpretrain.data.shard_format import DURATION
-from tencentpretrain.errors import DataError
+from tencentpretrain.errors import DataError, named
 from tencentpretrain.tokenizers.base import Tokenizer
 from tencentpretrain.types import Stream
 
@@ -28,6 +28,7 @@ class Sounds(Records, Protocol):
     """What is read of stored sounds; `ShardSet` is one."""
 
     def media(self, document: int) -> bytes: ...
+    def where(self, document: int) -> str: ...
     def values(self, name: str) -> NDArray[Any]: ...
 
 
@@ -86,7 +87,9 @@ class S2tObjective(Seq2SeqObjective):
     def make(self, epoch: int, index: int) -> Example:
         document = int(self.documents[index])
         random = generator(self.seed, epoch, index) if self.is_training else None
-        frames = self._hearing(self.shards.media(document), random, self.config.length)
+        data = self.shards.media(document)
+        with named(self.shards.where(document)):
+            frames = self._hearing(data, random, self.config.length)
         return {FRAMES: frames, **written(self._prompt, self.shards.read(document), self._end)}
 
     def source(self, examples: Sequence[Example]) -> tuple[Stream, int]:

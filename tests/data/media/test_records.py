@@ -1,8 +1,10 @@
 """Where images and sounds are found, and what is said of files that are not there."""
 
+import errno
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -36,8 +38,9 @@ def tar(path: Path, *names: str, mode: str = "w") -> Path:
     with tarfile.open(path, mode) as archive:
         for name in names:
             member = tarfile.TarInfo(name)
-            member.size = len(name)
-            archive.addfile(member, io.BytesIO(name.encode()))
+            content = os.fsencode(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     return path
 
 
@@ -63,6 +66,63 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere")
     assert [record.label for record in found(tmp_path / "data")] == ["cat"]
+
+
+def test_links_without_end_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "data", "cat/1.png", "dog/2.png")
+    (tmp_path / "data" / "cat" / "up").symlink_to("..")
+    with pytest.raises(DataError, match=r"cat/up is a link to a folder that it lies in, .*data; "):
+        found(tmp_path / "data")
+    (tmp_path / "data" / "cat" / "up").unlink()
+    # Each leads into the other.
+    (tmp_path / "data" / "cat" / "d").symlink_to("../dog")
+    (tmp_path / "data" / "dog" / "c").symlink_to("../cat")
+    with pytest.raises(DataError, match="is a link to a folder that it lies in"):
+        found(tmp_path / "data")
+
+
+def test_folders_that_cannot_be_read_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "data", "cat/1.png", "dog/2.png")
+    scan = os.scandir
+
+    def locked(path: Any) -> Any:
+        if Path(path).name == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(DataError, match=r"data/dog cannot be read: Permission denied"):
+        found(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bad\udcff.png", r"bad\\udcff.png: the name is not in UTF-8; rename the file"),
+        ("a\tb.png", r"a\\tb.png: the name holds a tab or a line break; rename the file"),
+        ("a\nb.png", r"a\\nb.png: the name holds a tab or a line break; rename the file"),
+    ],
+)
+@pytest.mark.parametrize("is_tar", [False, True])
+def test_names_that_no_list_can_hold_are_told(
+    tmp_path: Path, name: str, message: str, is_tar: bool
+) -> None:
+    data = tmp_path / "data" if not is_tar else tar(tmp_path / "a.tar", "图.png", name)
+    if not is_tar:
+        (touch(data, "图.png") / name).touch()
+    with pytest.raises(DataError, match=message):
+        found(data)
+    names = [entry.name for entry in find_media(corpus(str(data)), Counter()) if entry.problem]
+    assert len(names) == 1
+    assert names[0].isprintable()
+
+
+def test_links_to_nothing_are_told(tmp_path: Path) -> None:
+    (touch(tmp_path, "1.png") / "2.png").symlink_to("gone")
+    with pytest.raises(DataError, match=r"2.png: the link leads to no file$"):
+        found(tmp_path)
 
 
 def test_tar_files_are_read_like_folders(tmp_path: Path) -> None:
@@ -152,6 +212,9 @@ BAD = [
     ("a.jsonl", '"1.png"\n', "line 1, .*no record"),
     ("a.tsv", "d\xf6g\t1.png\n", "line 1, byte 1: byte f6 is not UTF-8"),
     ("a.tsv", "", "holds no image"),
+    ("a.tsv", "label\tfile\ndog\t1.png\n", "no column `path`, only `label` and `file`; rename"),
+    ("a.tsv", "file\tlabel\n1.png\tdog\n", "no column `path`, only `file` and `label`"),
+    ("a.csv", "label,path\ndog,1.png\n", "must be tabs between columns, not commas"),
 ]
 
 

@@ -38,6 +38,14 @@ def test_the_decoder_reads_what_it_is_to_write_one_later(tmp_path: Path, store: 
     assert np.allclose(example["frames"], frames, atol=0.02)
 
 
+def test_a_sound_that_is_damaged_later_is_named(tmp_path: Path) -> None:
+    shards = spoken_shards(tmp_path, TEXTS, store="path")
+    sound = tmp_path / "sounds" / "1.wav"
+    sound.write_bytes(b"\0" * sound.stat().st_size)
+    with pytest.raises(DataError, match=r"sounds/1.wav: "):
+        record_objective("s2t", shards).make(0, 1)
+
+
 def test_a_prompt_is_read_but_not_learned(shards: ShardSet) -> None:
     example = record_objective("s2t", shards, prompt=["[CLS]", "x", "y"]).make(0, 0)
     assert words(shards, example["target_ids"]) == "[CLS] x y l o w"
