@@ -17,6 +17,8 @@ from tencentpretrain.convert.preparation import preparation_file
 from tencentpretrain.convert.report import Report
 from tencentpretrain.convert.tokenizer_files import tokenizer_files
 from tencentpretrain.convert.weights import in_type, read_json
+from tencentpretrain.data.objectives.s2t import WritingConfig
+from tencentpretrain.data.objectives.translate import STARTS
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.targets.companion import without_companions
@@ -120,11 +122,28 @@ def _departing(
         specials={} if tokenizer is None else {r: getattr(tokenizer, r) for r in ROLES},
         labels=_labels(checkpoint),
         origin=origin,
+        start=_start(model, _task(checkpoint) or {}, tokenizer),
     )
     # Without its origin it cannot be told what the tensors belong to.
     if not origin or ASIDE not in checkpoint.manifest.files:
         return departing
     return replace(departing, aside=open_tensors(checkpoint.file(ASIDE)))
+
+
+def _start(model: ModelConfig, task: Mapping[str, Any], tokenizer: Tokenizer | None) -> int | None:
+    """Id of the token from which a decoder learned to write what it hears, if it did."""
+    objective = model.objective
+    told = objective if isinstance(objective, WritingConfig) else None
+    if told is None and "writing" in task:
+        # A fine-tuned run has no objective; its task knows what that would.
+        told = decode(WritingConfig, task["writing"], "writing")
+    if told is None or tokenizer is None:
+        return None
+    if told.prompt:
+        return tokenizer.id(told.prompt[0])
+    roles = STARTS if told.start == "auto" else (told.start,)
+    found = (getattr(tokenizer, role) for role in roles)
+    return next((number for number in found if number is not None), None)
 
 
 def _labels(checkpoint: Checkpoint) -> list[str] | None:

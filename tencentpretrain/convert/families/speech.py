@@ -142,8 +142,13 @@ def _are_waves(table: Tensor) -> bool:
 def _whisper_to_config(config: Plain, data: Plain, specials: Specials) -> None:
     config["is_encoder_decoder"] = True
     # [start of transcript] is behind [end of text], and that behind all pieces.
-    is_english = config["vocab_size"] <= ENGLISH
-    config.setdefault("decoder_start_token_id", 50257 if is_english else 50258)
+    published = 50257 if config["vocab_size"] <= ENGLISH else 50258
+    if not specials and config["vocab_size"] >= ENGLISH:
+        # Without a tokenizer only the size tells that the vocabulary is a published one.
+        config.setdefault("decoder_start_token_id", published)
+    if config.get("decoder_start_token_id") != published:
+        # By default the ids of a space and of [end of text] in a published vocabulary.
+        config.setdefault("begin_suppress_tokens", None)
     config.setdefault("max_source_positions", 1500)
 
 
