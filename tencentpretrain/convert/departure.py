@@ -12,6 +12,7 @@ from tencentpretrain.config import decode
 from tencentpretrain.convert.arrival import ASIDE, CONFIG, ORIGIN
 from tencentpretrain.convert.families import FAMILIES, find_family
 from tencentpretrain.convert.families.speech import S2T
+from tencentpretrain.convert.generation import OURS, THEIRS, Vocabulary, generation_file
 from tencentpretrain.convert.outgoing import Departing, Outgoing, choose_family, export_model
 from tencentpretrain.convert.preparation import preparation_file
 from tencentpretrain.convert.report import Report
@@ -99,6 +100,8 @@ def depart(
     outgoing = replace(outgoing, tensors=in_type(outgoing.tensors, dtype))
     _name_type(outgoing)
     files = _tokenizer_files(outgoing, model, tokenizer)
+    vocabulary = Vocabulary.of(outgoing.family, departing.tensors, tokenizer)
+    files |= _generation(checkpoint, vocabulary, outgoing.report)
     preparation = outgoing.family.preparation
     if preparation is not None:
         # A fine-tuned run has no objective; its task knows what that would.
@@ -128,6 +131,19 @@ def _departing(
     if not origin or ASIDE not in checkpoint.manifest.files:
         return departing
     return replace(departing, aside=open_tensors(checkpoint.file(ASIDE)))
+
+
+def _generation(checkpoint: Checkpoint, vocabulary: Vocabulary, report: Report) -> dict[str, bytes]:
+    """What was kept about generating texts, unless its ids mean something else by now."""
+    if OURS not in checkpoint.manifest.files:
+        return {}
+    files = generation_file(checkpoint.file(OURS), vocabulary)
+    if not files:
+        report.remarks.append(
+            f"{THEIRS} is left out: its ids are of the vocabulary that the model came with, but "
+            "it has another one now"
+        )
+    return files
 
 
 def _start(model: ModelConfig, task: Mapping[str, Any], tokenizer: Tokenizer | None) -> int | None:
