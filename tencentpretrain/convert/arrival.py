@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 
 from tencentpretrain.config import ComponentConfig
 from tencentpretrain.convert.families import family_of, find_family
+from tencentpretrain.convert.generation import Vocabulary, kept_generation
 from tencentpretrain.convert.huggingface import import_model
 from tencentpretrain.convert.incoming import Incoming
 from tencentpretrain.convert.original import import_original
@@ -53,6 +54,7 @@ class Arrival:
         sections: Of the config beside that of the model.
         task: What a task has to know; None where the model has not learned one.
         target_tokenizer: Of what a decoder writes, where that is another one.
+        kept: Further files by name, for the way back.
     """
 
     incoming: Incoming
@@ -60,6 +62,7 @@ class Arrival:
     sections: Mapping[str, Any]
     task: bytes | None = None
     target_tokenizer: Tokenizer | None = None
+    kept: Mapping[str, bytes] = field(default_factory=dict)
     what: ClassVar[str] = "checkpoint"
 
     @property
@@ -69,7 +72,7 @@ class Arrival:
     def write(self, directory: Path) -> None:
         """Write the directory; what was there is replaced when it is complete."""
         model = self.incoming.model.to_dict()
-        files: dict[str, Source] = {MODEL: dump_yaml(model).encode()}
+        files: dict[str, Source] = {MODEL: dump_yaml(model).encode(), **self.kept}
         tokenizers = {TOKENIZER: self.tokenizer, TARGET_TOKENIZER: self.target_tokenizer}
         with ExitStack() as stack:
             for name, tokenizer in tokenizers.items():
@@ -166,7 +169,9 @@ def _arrive_folder(path: Path, request: Request) -> Arrival:
     if learned is not None:
         sections["task"] = {"name": learned["name"], **_task_keys(incoming)}
     task = None if learned is None else (json.dumps(learned, indent=2) + "\n").encode()
-    return Arrival(incoming, tokenizer, sections, task)
+    vocabulary = Vocabulary.of(family, incoming.tensors, tokenizer)
+    kept = kept_generation(path, vocabulary)
+    return Arrival(incoming, tokenizer, sections, task, kept=kept)
 
 
 def _arrive_original(path: Path, request: Request, config: Path) -> Arrival:

@@ -12,11 +12,14 @@ from tencentpretrain.config import decode
 from tencentpretrain.convert.arrival import ASIDE, CONFIG, ORIGIN
 from tencentpretrain.convert.families import FAMILIES, find_family
 from tencentpretrain.convert.families.speech import S2T
+from tencentpretrain.convert.generation import OURS, THEIRS, Vocabulary, generation_file
 from tencentpretrain.convert.outgoing import Departing, Outgoing, choose_family, export_model
 from tencentpretrain.convert.preparation import preparation_file
 from tencentpretrain.convert.report import Report
 from tencentpretrain.convert.tokenizer_files import tokenizer_files
 from tencentpretrain.convert.weights import in_type, read_json
+from tencentpretrain.data.objectives.s2t import WritingConfig
+from tencentpretrain.data.objectives.translate import STARTS
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.targets.companion import without_companions
@@ -97,6 +100,8 @@ def depart(
     outgoing = replace(outgoing, tensors=in_type(outgoing.tensors, dtype))
     _name_type(outgoing)
     files = _tokenizer_files(outgoing, model, tokenizer)
+    vocabulary = Vocabulary.of(outgoing.family, departing.tensors, tokenizer)
+    files |= _generation(checkpoint, vocabulary, outgoing.report)
     preparation = outgoing.family.preparation
     if preparation is not None:
         # A fine-tuned run has no objective; its task knows what that would.
@@ -120,11 +125,41 @@ def _departing(
         specials={} if tokenizer is None else {r: getattr(tokenizer, r) for r in ROLES},
         labels=_labels(checkpoint),
         origin=origin,
+        start=_start(model, _task(checkpoint) or {}, tokenizer),
     )
     # Without its origin it cannot be told what the tensors belong to.
     if not origin or ASIDE not in checkpoint.manifest.files:
         return departing
     return replace(departing, aside=open_tensors(checkpoint.file(ASIDE)))
+
+
+def _generation(checkpoint: Checkpoint, vocabulary: Vocabulary, report: Report) -> dict[str, bytes]:
+    """What was kept about generating texts, unless its ids mean something else by now."""
+    if OURS not in checkpoint.manifest.files:
+        return {}
+    files = generation_file(checkpoint.file(OURS), vocabulary)
+    if not files:
+        report.remarks.append(
+            f"{THEIRS} is left out: its ids are of the vocabulary that the model came with, but "
+            "it has another one now"
+        )
+    return files
+
+
+def _start(model: ModelConfig, task: Mapping[str, Any], tokenizer: Tokenizer | None) -> int | None:
+    """Id of the token from which a decoder learned to write what it hears, if it did."""
+    objective = model.objective
+    told = objective if isinstance(objective, WritingConfig) else None
+    if told is None and "writing" in task:
+        # A fine-tuned run has no objective; its task knows what that would.
+        told = decode(WritingConfig, task["writing"], "writing")
+    if told is None or tokenizer is None:
+        return None
+    if told.prompt:
+        return tokenizer.id(told.prompt[0])
+    roles = STARTS if told.start == "auto" else (told.start,)
+    found = (getattr(tokenizer, role) for role in roles)
+    return next((number for number in found if number is not None), None)
 
 
 def _labels(checkpoint: Checkpoint) -> list[str] | None:

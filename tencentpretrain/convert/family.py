@@ -81,7 +81,10 @@ def untied_by_default(settings: Settings, tensors: LazyTensors) -> bool:
 def add_decoder(config: Plain, data: Plain, specials: Specials, usual: Role) -> None:
     """Say in a config.json that there is a decoder, and which token it starts from."""
     config["is_encoder_decoder"] = True
-    role = (data["objective"] or {}).get("start", usual)
+    role = (data["objective"] or {}).get("start")
+    if role is None and config.get("decoder_start_token_id") is not None:
+        return
+    role = role or usual
     if specials.get(role) is not None:
         config["decoder_start_token_id"] = specials[role]
 

@@ -66,6 +66,7 @@ class Departing:
         specials: Ids of special tokens.
         labels: Names of the classes of its classifier; None where they have none.
         origin: Content of the config.json that it was converted from, if it was.
+        start: Id of the token that its decoder starts from; None where nothing tells it.
     """
 
     model: ModelConfig
@@ -74,6 +75,7 @@ class Departing:
     specials: Mapping[Role, int | None] = field(default_factory=dict)
     labels: Sequence[str] | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,11 @@ def export_model(
     )
     report.aside = {name: "no place there" for name in conversion.unexpected}
     report.converted = received.report.converted
+    if config.get("is_encoder_decoder") and config.get("decoder_start_token_id") is None:
+        report.remarks.append(
+            "nothing tells which token the decoder starts from; give `decoder_start_token_id` to "
+            "generate()"
+        )
     if config["architectures"] == [family.architectures.get("")]:
         made = _without_prefix(made, family.prefix)
     return Outgoing(family, family.nested(config), made, report)
@@ -186,6 +193,7 @@ def _config(family: Family, departing: Departing, data: Plain) -> Plain:
     config: Plain = {
         **{f"{role}_token_id": specials.get(role) for role in roles},
         **{k: v for k, v in family.flat(departing.origin).items() if k not in family.aliases},
+        **({} if departing.start is None else {"decoder_start_token_id": departing.start}),
         "architectures": [architecture],
         "model_type": family.model_type,
         **_vocabulary(family, departing),

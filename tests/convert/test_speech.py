@@ -31,10 +31,10 @@ from tencentpretrain.generate.written import Written
 from tencentpretrain.model import Model, build_model
 from tencentpretrain.tokenizers.base import TOKENIZERS, Tokenizer, build_tokenizer
 from tencentpretrain.train.load import load_weights
-from tencentpretrain.train.tensor_file import LazyTensors
+from tencentpretrain.train.tensor_file import LazyTensors, open_tensors
 from tencentpretrain.types import Stream
 from tests.helpers.models import layout_of
-from tests.helpers.reference import HIDDEN, VOCABULARY, Pair, pair, reference, save
+from tests.helpers.reference import HIDDEN, MODELS, VOCABULARY, Pair, pair, reference, save
 from tests.helpers.sounds import RATE, wave
 
 transformers = pytest.importorskip("transformers")
@@ -200,12 +200,40 @@ def test_rows_are_those_of_sounds_without_padding(both: Pair) -> None:
             torch.testing.assert_close(expected, reference_states, rtol=1e-5, atol=1e-5)
 
 
-def test_trained_positions_of_whisper_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "step"),
+    [(torch.float32, 0.002), (torch.float16, 0.002), (torch.bfloat16, 0.01)],
+    ids=["fp32", "fp16", "bf16"],
+)
+def test_other_positions_of_whisper_are_refused(dtype: torch.dtype, step: float) -> None:
     model = reference("whisper")
-    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tensors["model.encoder.embed_positions.weight"][3] += 0.1
-    with pytest.raises(CheckpointError, match="was trained, but here the positions are computed"):
+    tensors = {name: tensor.to(dtype, copy=True) for name, tensor in model.state_dict().items()}
+    tensors["model.encoder.embed_positions.weight"][3] += step
+    with pytest.raises(CheckpointError, match="must hold the fixed waves of Whisper"):
         import_model(WHISPER, model.config.to_dict(), LazyTensors.of(tensors))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("stored", ["short", "fp32"])
+def test_rounded_positions_of_whisper_are_known(dtype: torch.dtype, stored: str) -> None:
+    """Also where somebody has stored them in fp32 again."""
+    config = transformers.WhisperConfig(**MODELS["whisper"][2] | {"max_source_positions": 1500})
+    model = transformers.WhisperForConditionalGeneration(config).to(dtype)
+    if stored == "fp32":
+        model = model.float()
+    found = import_model(WHISPER, config.to_dict(), LazyTensors.of(model.state_dict()))
+    assert found.report.empty == ["model.encoder.embed_positions.weight"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_whisper_in_half_precision_goes_and_comes_back(dtype: str, tmp_path: Path) -> None:
+    save(reference("whisper"), tmp_path / "theirs")
+    arrive(tmp_path / "theirs", Request(), dtype).write(tmp_path / "ours")
+    depart(tmp_path / "ours").write(tmp_path / "back")
+    again = arrive(tmp_path / "back", Request()).incoming.tensors
+    before = open_tensors(tmp_path / "ours" / "model.safetensors")
+    assert {*again} == {*before}
+    assert all(torch.equal(again[name], before[name]) for name in before)
 
 
 def test_english_models_have_no_language_in_their_prompt() -> None:

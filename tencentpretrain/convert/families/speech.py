@@ -31,7 +31,9 @@ PADDING: Final = 1
 """Id of padding in S2T, whose code numbers positions from the next one on."""
 POSITIONS: Final = "model.encoder.embed_positions.weight"
 CLOSE: Final = 1e-3
-"""Greatest error of positions in files of half precision."""
+"""Greatest error of positions that another machine computed."""
+SHORT: Final = (torch.bfloat16, torch.float16)
+"""Types that positions may have been rounded to, the coarser one first."""
 ENGLISH: Final = 51864
 """Entries of the vocabulary of Whisper models that know no other language."""
 WORDS: Final = "target_embedding.word.weight"
@@ -119,17 +121,34 @@ def _whisper_to_model(data: Plain, settings: Settings, tensors: LazyTensors) -> 
     settings.get("max_source_positions", None)
     if POSITIONS not in tensors.described:
         return ()
-    table = tensors[POSITIONS].float()
-    if (waves(table) - table).abs().max() > CLOSE:
-        raise CheckpointError(f"`{POSITIONS}` was trained, but here the positions are computed")
+    if not _are_waves(tensors[POSITIONS].float()):
+        raise CheckpointError(
+            f"`{POSITIONS}` must hold the fixed waves of Whisper, which are computed here, but "
+            "holds other values"
+        )
     return (POSITIONS,)
+
+
+def _are_waves(table: Tensor) -> bool:
+    """Whether `table` [S, D] in fp32 holds what `waves` gives, as precisely as it was stored."""
+    # The type of the file does not tell: fp32 may hold what bf16 left.
+    rounded = next((t for t in SHORT if torch.equal(table.to(t).float(), table)), torch.float32)
+    # Small errors can round to the next number, which is half of eps away just below 1.
+    close = max(CLOSE, torch.finfo(rounded).eps / 2)
+    expected = waves(table).to(rounded).float()
+    return bool((expected - table).abs().max() <= close)
 
 
 def _whisper_to_config(config: Plain, data: Plain, specials: Specials) -> None:
     config["is_encoder_decoder"] = True
     # [start of transcript] is behind [end of text], and that behind all pieces.
-    is_english = config["vocab_size"] <= ENGLISH
-    config.setdefault("decoder_start_token_id", 50257 if is_english else 50258)
+    published = 50257 if config["vocab_size"] <= ENGLISH else 50258
+    if not specials and config["vocab_size"] >= ENGLISH:
+        # Without a tokenizer only the size tells that the vocabulary is a published one.
+        config.setdefault("decoder_start_token_id", published)
+    if config.get("decoder_start_token_id") != published:
+        # By default the ids of a space and of [end of text] in a published vocabulary.
+        config.setdefault("begin_suppress_tokens", None)
     config.setdefault("max_source_positions", 1500)
 
 
