@@ -10,12 +10,26 @@ from typing import Any, Final
 
 from tencentpretrain.convert.keys import Settings
 from tencentpretrain.convert.weights import read_json
+from tencentpretrain.errors import CheckpointError
 
 PREPROCESSOR: Final = "preprocessor_config.json"
 PROCESSOR: Final = "processor_config.json"
 """What newer versions keep it in, together with other things."""
 SECTIONS: Final = ("feature_extractor", "image_processor")
 """Keys of that file."""
+
+
+class PreparationError(CheckpointError):
+    """A file asks for what no objective here does.
+
+    Args:
+        message: What that is.
+        nearest: Keys of our objective that say the rest of the file.
+    """
+
+    def __init__(self, message: str, nearest: Mapping[str, Any]) -> None:
+        self.nearest = nearest
+        super().__init__(message)
 
 
 @dataclass(frozen=True)

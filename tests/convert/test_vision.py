@@ -16,7 +16,7 @@ from tencentpretrain.cli import main
 from tencentpretrain.convert.arrival import Request, arrive
 from tencentpretrain.convert.departure import depart
 from tencentpretrain.convert.families import FAMILIES
-from tencentpretrain.convert.image_preparation import image_preparation
+from tencentpretrain.convert.image_preparation import Usual, image_preparation
 from tencentpretrain.convert.keys import Settings
 from tencentpretrain.convert.weights import open_weights, read_json
 from tencentpretrain.data.media.transforms import ImageTransform, ImageTransformConfig
@@ -126,7 +126,7 @@ def test_positions_of_mae_that_are_no_waves_are_refused(tmp_path: Path) -> None:
 def test_images_become_the_same_pixels(processor: str, keys: dict[str, Any]) -> None:
     theirs = getattr(transformers, processor)(**keys)
     content = json.loads(theirs.to_json_string())
-    preparation = image_preparation(processor)
+    preparation = image_preparation(Usual(processor))
     told = preparation.to_ours(Settings(content))["transform"]
     transform = ImageTransform(ImageTransformConfig(**told))
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
@@ -149,7 +149,7 @@ def test_images_become_the_same_pixels(processor: str, keys: dict[str, Any]) -> 
 )
 def test_preparations_that_are_none_here_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        image_preparation("ViTImageProcessor").to_ours(Settings(keys))
+        image_preparation(Usual("ViTImageProcessor")).to_ours(Settings(keys))
 
 
 @pytest.mark.parametrize(("name", "family"), [("vit", "vit"), ("beit", "beit"), ("mae", "mae")])

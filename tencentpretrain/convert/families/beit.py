@@ -14,7 +14,7 @@ from tencentpretrain.convert.families.vit import (
     patch_rules,
 )
 from tencentpretrain.convert.family import Family, Filled, Head, Plain, Specials, never_tied
-from tencentpretrain.convert.image_preparation import image_preparation
+from tencentpretrain.convert.image_preparation import Usual, image_preparation
 from tencentpretrain.convert.keys import Key, Settings
 from tencentpretrain.convert.table import Rule, Table, modules
 from tencentpretrain.convert.transforms import Squeezed
@@ -126,7 +126,7 @@ BEIT: Final = Family(
     },
     objectives={"mlm": "beit", "classify": "image"},
     objective_keys=_objective,
-    preparation=image_preparation("BeitImageProcessor"),
+    preparation=image_preparation(Usual("BeitImageProcessor")),
     aside={
         r"beit\.pooler\.layernorm\.(weight|bias)": "no target reads the pooler",
         r"classifier\..*": "there is no target of this kind",

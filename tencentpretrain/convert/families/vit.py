@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tencentpretrain.convert.family import Family, Filled, Head, Plain, never_tied
-from tencentpretrain.convert.image_preparation import image_preparation
+from tencentpretrain.convert.image_preparation import Usual, image_preparation
 from tencentpretrain.convert.keys import ACTIVATIONS, Key, Settings
 from tencentpretrain.convert.table import Rule, Table, modules
 from tencentpretrain.convert.transforms import Squeezed
@@ -104,7 +104,7 @@ VIT: Final = Family(
     architectures={"": "ViTModel", "classify": "ViTForImageClassification"},
     objectives={"classify": "image"},
     objective_keys=image_size,
-    preparation=image_preparation("ViTImageProcessor"),
+    preparation=image_preparation(Usual("ViTImageProcessor")),
     aside={
         r"vit\.pooler\.dense\.(weight|bias)": "no target reads the pooler",
         r"classifier\..*": "there is no target of this kind",
