@@ -102,6 +102,9 @@ def depart(
         # A fine-tuned run has no objective; its task knows what that would.
         task = {**(config.get("task") or {}), **(_task(checkpoint) or {})}
         told = model.to_dict()["objective"] or task
+        bands = getattr(model.embedding.parts.get("frames"), "bands", None)
+        if bands is not None:
+            told = {**told, "bank": {"bands": bands, **(told.get("bank") or {})}}
         content = preparation.to_theirs(told)
         files |= preparation_file(content) if content else {}
     return Departure(outgoing, files)

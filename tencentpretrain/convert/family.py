@@ -105,7 +105,8 @@ class Family:
         objective: Name of the one of pre-training for encoder-decoders.
         objective_keys: Keys of it beside its name, which come before the usual lengths; None where
             it cannot make such inputs.
-        objectives: The same by targets, for families with objectives of their own.
+        objectives: The same by targets, for families with objectives of their own; "" without any
+            target, for what it says of preparing inputs.
         words: Our table of words, which counts the vocabulary and may be the output layer; None
             without any.
         preparation: Of inputs that are no text.

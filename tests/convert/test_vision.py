@@ -152,7 +152,9 @@ def test_preparations_that_are_none_here_are_refused(keys: dict[str, Any], messa
         image_preparation(Usual("ViTImageProcessor")).to_ours(Settings(keys))
 
 
-@pytest.mark.parametrize(("name", "family"), [("vit", "vit"), ("beit", "beit"), ("mae", "mae")])
+@pytest.mark.parametrize(
+    ("name", "family"), [("vit", "vit"), ("beit", "beit"), ("mae", "mae"), ("mae encoder", "mae")]
+)
 def test_preparation_lies_beside_the_model_on_both_sides(
     name: str, family: str, tmp_path: Path
 ) -> None:

@@ -47,9 +47,11 @@ def _to_model(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[st
 
 
 def _objective(settings: Settings) -> Plain | None:
-    found = edges(settings)
-    if found is None or settings.values.get("architectures") != ["BeitForMaskedImageModeling"]:
+    if settings.values.get("architectures") != ["BeitForMaskedImageModeling"]:
         return image_size(settings)
+    found = edges(settings)
+    if found is None:
+        return None
     # What is published, as far as so many patches allow it.
     block = max(1, min(16, int((found[0] // found[1]) ** 2 * 0.4)))
     return {"transform": {"size": found[0]}, "patch_size": found[1], "least_block": block}
@@ -124,7 +126,7 @@ BEIT: Final = Family(
         "mlm": "BeitForMaskedImageModeling",
         "classify": "BeitForImageClassification",
     },
-    objectives={"mlm": "beit", "classify": "image"},
+    objectives={"": "image", "mlm": "beit", "classify": "image"},
     objective_keys=_objective,
     preparation=image_preparation(Usual("BeitImageProcessor")),
     aside={

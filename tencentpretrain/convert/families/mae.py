@@ -126,7 +126,7 @@ MAE: Final = Family(
         ),
     ),
     architectures={"": "ViTMAEModel", "masked_pixels": "ViTMAEForPreTraining"},
-    objectives={"masked_pixels": "mae"},
+    objectives={"": "mae", "masked_pixels": "mae"},
     objective_keys=_objective,
     preparation=image_preparation(Usual("ViTImageProcessor")),
     filled=tuple(_table(name, width) for name, width in POSITIONS.items()),

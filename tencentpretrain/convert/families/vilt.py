@@ -133,7 +133,7 @@ VILT: Final = Family(
         "mlm": "ViltForMaskedLM",
         "match": "ViltForImageAndTextRetrieval",
     },
-    objectives={"mlm": "vilt"},
+    objectives={"": "vilt", "mlm": "vilt", "match": "vilt"},
     objective_keys=_objective,
     preparation=PREPARATION,
     aside={

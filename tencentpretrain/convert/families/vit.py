@@ -62,9 +62,11 @@ def edges(settings: Settings) -> tuple[int, int] | None:
 
 
 def image_size(settings: Settings) -> Plain | None:
-    """What an objective is told of the size of images."""
-    found = edges(settings)
-    return None if found is None else {"transform": {"size": found[0]}}
+    """What an objective is told of the size of images; None where they are no coloured squares."""
+    size = settings.get("image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    has_colours = settings.get("num_channels", 3) == 3
+    return {"transform": {"size": height}} if height == width and has_colours else None
 
 
 def linear_head(*others: Rule, **config: Any) -> Head:
@@ -102,7 +104,7 @@ VIT: Final = Family(
     ),
     heads=(linear_head(),),
     architectures={"": "ViTModel", "classify": "ViTForImageClassification"},
-    objectives={"classify": "image"},
+    objectives={"": "image", "classify": "image"},
     objective_keys=image_size,
     preparation=image_preparation(Usual("ViTImageProcessor")),
     aside={
