@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from tencentpretrain.config import decode
 from tencentpretrain.convert.arrival import ASIDE, CONFIG, ORIGIN
+from tencentpretrain.convert.departing import Departing
 from tencentpretrain.convert.families import FAMILIES, find_family
 from tencentpretrain.convert.families.speech import S2T
-from tencentpretrain.convert.outgoing import Departing, Outgoing, choose_family, export_model
+from tencentpretrain.convert.outgoing import Outgoing, choose_family, export_model
 from tencentpretrain.convert.preparation import preparation_file
 from tencentpretrain.convert.report import Report
 from tencentpretrain.convert.tokenizer_files import tokenizer_files

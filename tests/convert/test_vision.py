@@ -97,6 +97,17 @@ def test_d39_a_model_of_ours_has_a_bias_for_patches_and_the_right_names(tmp_path
     assert not any("tokenizer" in line for line in arrival.report.lines())
 
 
+def test_other_activations_of_a_pooler_that_is_kept_aside_are_no_hindrance(tmp_path: Path) -> None:
+    cls, config, keys = CASES["vit encoder"]
+    model = getattr(transformers, cls)(getattr(transformers, config)(**keys, pooler_act="relu"))
+    model.save_pretrained(tmp_path / "theirs")
+    arrival = arrive(tmp_path / "theirs", Request())
+    assert "pooler_act" not in arrival.report.unread
+    arrival.write(tmp_path / "ours")
+    depart(tmp_path / "ours").write(tmp_path / "back")
+    assert read_json(tmp_path / "back" / "config.json")["pooler_act"] == "relu"
+
+
 def test_positions_of_mae_that_are_no_waves_are_refused(tmp_path: Path) -> None:
     model = reference("mae")
     with torch.no_grad():

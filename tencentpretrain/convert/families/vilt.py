@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from tencentpretrain.convert.families.bert import row_head
 from tencentpretrain.convert.families.vit import LAYER, VECTOR
-from tencentpretrain.convert.family import Family, Filled, Head
+from tencentpretrain.convert.family import Family, Filled, Head, LeftOut
 from tencentpretrain.convert.image_preparation import (
     Usual,
     image_preparation,
@@ -140,6 +140,14 @@ VILT: Final = Family(
         r"vilt\.pooler\.dense\.(weight|bias)": "no target reads the pooler",
         r"classifier\..*": "there is no target of this kind",
     },
+    # Theirs score a pair by one number, in a class without masked words.
+    left_out=(
+        LeftOut(
+            "match",
+            lambda targets: "mlm" in targets or targets["match"].classes > 1,
+            "vilt.pooler.dense",
+        ),
+    ),
     filled=(
         Filled("vilt.pooler.dense.weight", ("hidden_size", "hidden_size")),
         Filled("vilt.pooler.dense.bias", ("hidden_size",)),

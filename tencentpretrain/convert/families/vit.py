@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tencentpretrain.convert.family import Family, Filled, Head, Plain, never_tied
+from tencentpretrain.convert.family import Family, Filled, Head, LeftOut, Plain, never_tied
 from tencentpretrain.convert.image_preparation import Usual, image_preparation
 from tencentpretrain.convert.keys import ACTIVATIONS, Key, Settings
 from tencentpretrain.convert.table import Rule, Table, modules
 from tencentpretrain.convert.transforms import Squeezed
+from tencentpretrain.train.tensor_file import LazyTensors
 
 LAYER: Final = {
     "attention.query": "attention.attention.query",
@@ -75,6 +76,12 @@ def linear_head(*others: Rule, **config: Any) -> Head:
     return Head("classify", rules, ("classifier.weight",), {"dense": False, **config})
 
 
+def _to_model(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[str, ...]:
+    for name in ("pooler_act", "pooler_output_size"):
+        settings.get(name, None)  # of the pooler, which is kept aside
+    return ()
+
+
 VIT: Final = Family(
     name="vit",
     model_type="vit",
@@ -87,7 +94,6 @@ VIT: Final = Family(
         Key("embedding.dropout", "hidden_dropout_prob", 0.0),
         Key("encoder.qkv_bias", "qkv_bias", True),
     ),
-    expected={"pooler_act": "tanh"},
     prefix="vit.",
     words=None,
     table=Table(
@@ -111,9 +117,12 @@ VIT: Final = Family(
         r"vit\.pooler\.dense\.(weight|bias)": "no target reads the pooler",
         r"classifier\..*": "there is no target of this kind",
     },
+    # Theirs have no hidden layer before the classes, as ViT has in its pre-training.
+    left_out=(LeftOut("classify", lambda targets: targets["classify"].dense, "vit.pooler.dense"),),
     filled=(
         Filled("vit.pooler.dense.weight", ("hidden_size", "hidden_size"), target=""),
         Filled("vit.pooler.dense.bias", ("hidden_size",), target=""),
     ),
     is_tied=never_tied,
+    to_model=_to_model,
 )
