@@ -13,6 +13,8 @@ from tencentpretrain.errors import CheckpointError
 RESAMPLING: Final = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow and our names."""
 Triple = tuple[float, float, float]
+AS_IT_IS: Final = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""Mean and deviation that change nothing."""
 HALVES: Final[Triple] = (0.5, 0.5, 0.5)
 
 
@@ -62,7 +64,7 @@ def _transform(settings: Settings, usual: Usual) -> dict[str, Any]:
     Raises:
         CheckpointError: if theirs does what ours cannot.
     """
-    settings.expect({"do_resize": True, "do_rescale": True, "do_normalize": True})
+    settings.expect({"do_resize": True, "do_rescale": True})
     number = settings.get("resample", usual.resampling)
     if number not in RESAMPLING:
         raise CheckpointError(f"preprocessor_config.json: `resample` is {number}, which is unknown")
@@ -71,11 +73,10 @@ def _transform(settings: Settings, usual: Usual) -> dict[str, Any]:
         raise CheckpointError(
             f"preprocessor_config.json: `rescale_factor` must be 1/255, but is {factor}"
         )
-    colours = {
-        "interpolation": RESAMPLING[number],
-        "mean": list(settings.get("image_mean", usual.mean)),
-        "std": list(settings.get("image_std", usual.std)),
-    }
+    mean, std = settings.get("image_mean", usual.mean), settings.get("image_std", usual.std)
+    if not settings.get("do_normalize", True):
+        mean, std = AS_IT_IS
+    colours = {"interpolation": RESAMPLING[number], "mean": list(mean), "std": list(std)}
     try:
         size, resize = _size(settings, usual)
     except CheckpointError as error:
@@ -111,6 +112,7 @@ def _content(transform: Mapping[str, Any], processor: str) -> dict[str, Any]:
     """Content of the file."""
     size, resize = transform["size"], transform.get("resize")
     square = {"height": size, "width": size}
+    mean, std = transform.get("mean", HALVES), transform.get("std", HALVES)
     names = {name: number for number, name in RESAMPLING.items()}
     content: dict[str, Any] = {
         "image_processor_type": processor,
@@ -120,8 +122,8 @@ def _content(transform: Mapping[str, Any], processor: str) -> dict[str, Any]:
         "do_center_crop": resize is not None,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(transform.get("mean", HALVES)),
-        "image_std": list(transform.get("std", HALVES)),
+        "do_normalize": (tuple(mean), tuple(std)) != AS_IT_IS,
+        "image_mean": list(mean),
+        "image_std": list(std),
     }
     return content | ({} if resize is None else {"crop_size": square})

@@ -122,6 +122,7 @@ def test_positions_of_mae_that_are_no_waves_are_refused(tmp_path: Path) -> None:
     [
         ("ViTImageProcessor", {"size": {"height": 24, "width": 24}}),
         ("ViTImageProcessor", {"size": {"height": 24, "width": 24}, "resample": 3}),
+        ("ViTImageProcessor", {"size": {"height": 24, "width": 24}, "do_normalize": False}),
         (
             "BeitImageProcessor",
             {
@@ -151,7 +152,7 @@ def test_images_become_the_same_pixels(processor: str, keys: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"do_normalize": False}, "do_normalize"),
+        ({"do_rescale": False}, "do_rescale"),
         ({"rescale_factor": 1.0}, "rescale_factor"),
         ({"resample": 5}, "resample"),
         ({"size": {"height": 24, "width": 32}}, "no square"),
