@@ -10,10 +10,11 @@ from typing import Any, Final
 
 from tencentpretrain.config import decode
 from tencentpretrain.convert.arrival import ASIDE, CONFIG, ORIGIN
+from tencentpretrain.convert.departing import Departing
 from tencentpretrain.convert.families import FAMILIES, find_family
 from tencentpretrain.convert.families.speech import S2T
 from tencentpretrain.convert.generation import OURS, THEIRS, Vocabulary, generation_file
-from tencentpretrain.convert.outgoing import Departing, Outgoing, choose_family, export_model
+from tencentpretrain.convert.outgoing import Outgoing, choose_family, export_model
 from tencentpretrain.convert.preparation import preparation_file
 from tencentpretrain.convert.report import Report
 from tencentpretrain.convert.tokenizer_files import tokenizer_files
@@ -107,6 +108,9 @@ def depart(
         # A fine-tuned run has no objective; its task knows what that would.
         task = {**(config.get("task") or {}), **(_task(checkpoint) or {})}
         told = model.to_dict()["objective"] or task
+        bands = getattr(model.embedding.parts.get("frames"), "bands", None)
+        if bands is not None:
+            told = {**told, "bank": {"bands": bands, **(told.get("bank") or {})}}
         content = preparation.to_theirs(told)
         files |= preparation_file(content) if content else {}
     return Departure(outgoing, files)

@@ -53,6 +53,21 @@ class Filled:
     fill: Callable[[Tensor], Tensor] = lambda zeros: zeros
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A target of ours that their classes have no place for, so that it is left out and told.
+
+    Args:
+        target: Name of the target.
+        applies: Whether it must be left out of these targets.
+        pooler: Module of theirs that its hidden layer becomes, where both read the first position.
+    """
+
+    target: str
+    applies: Callable[[Mapping[str, Any]], bool]
+    pooler: str
+
+
 def unchanged(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[str, ...]:
     """Plain data of a model that the keys say completely."""
     return ()
@@ -108,7 +123,8 @@ class Family:
         objective: Name of the one of pre-training for encoder-decoders.
         objective_keys: Keys of it beside its name, which come before the usual lengths; None where
             it cannot make such inputs.
-        objectives: The same by targets, for families with objectives of their own.
+        objectives: The same by targets, for families with objectives of their own; "" without any
+            target, for what it says of preparing inputs.
         words: Our table of words, which counts the vocabulary and may be the output layer; None
             without any.
         preparation: Of inputs that are no text.
@@ -116,6 +132,7 @@ class Family:
         prefix: What names of the body begin with in files of models with a target.
         aside: Patterns of their tensors that have no place here, and why.
         filled: What ours may lack.
+        left_out: Targets that theirs may lack.
         sections: Keys of config.json that hold configs of parts; theirs are `section.key` here.
         aliases: Keys that a config.json may have instead of those that the others mention.
         is_tied: Whether output layers are the word table.
@@ -141,6 +158,7 @@ class Family:
     prefix: str = ""
     aside: Mapping[str, str] = field(default_factory=dict)
     filled: tuple[Filled, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     sections: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     is_tied: Callable[[Settings, LazyTensors], bool] = tied_by_default

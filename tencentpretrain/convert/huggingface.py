@@ -9,6 +9,7 @@ from tencentpretrain.config import decode
 from tencentpretrain.convert.family import Family, Head, Plain
 from tencentpretrain.convert.incoming import Incoming, receive, respell
 from tencentpretrain.convert.keys import Settings, fill_model
+from tencentpretrain.convert.preparation import prepared
 from tencentpretrain.convert.report import Report
 from tencentpretrain.model import ModelConfig
 from tencentpretrain.train.source import merge
@@ -56,9 +57,8 @@ def import_model(
     rows = vocabulary_rows(family, settings)
     data["vocabulary"] = None if rows in (None, tokenizer_size) else rows
     report.unread = settings.unread()
-    if preparation is not None and family.preparation is not None and data["objective"]:
-        told = family.preparation.to_ours(Settings(preparation))
-        data["objective"] = merge(data["objective"], told)
+    if preparation is not None and family.preparation is not None:
+        data["objective"] = prepared(family.preparation, preparation, data["objective"], report)
     model = decode(ModelConfig, merge(data, overrides or {}), "model")
     return receive(
         family.rules(model.target),

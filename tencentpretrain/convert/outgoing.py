@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.config import ConfigError, decode
+from tencentpretrain.convert.departing import Departing
 from tencentpretrain.convert.families import FAMILIES
 from tencentpretrain.convert.family import Family, Plain
 from tencentpretrain.convert.huggingface import (
@@ -23,6 +24,7 @@ from tencentpretrain.convert.huggingface import (
 )
 from tencentpretrain.convert.incoming import receive, respell
 from tencentpretrain.convert.keys import Settings, fill_config
+from tencentpretrain.convert.leaving import distance, leave_out
 from tencentpretrain.convert.report import Report
 from tencentpretrain.convert.table import convert
 from tencentpretrain.errors import CheckpointError
@@ -56,29 +58,6 @@ class MisfitError(CheckpointError):
 
 
 @dataclass(frozen=True)
-class Departing:
-    """A model of ours that is to become one of a family.
-
-    Args:
-        model: Its config.
-        tensors: Its weights.
-        aside: Their tensors that were kept when it was converted from theirs.
-        specials: Ids of special tokens.
-        labels: Names of the classes of its classifier; None where they have none.
-        origin: Content of the config.json that it was converted from, if it was.
-        start: Id of the token that its decoder starts from; None where nothing tells it.
-    """
-
-    model: ModelConfig
-    tensors: LazyTensors
-    aside: LazyTensors = field(default_factory=lambda: LazyTensors.of({}))
-    specials: Mapping[Role, int | None] = field(default_factory=dict)
-    labels: Sequence[str] | None = None
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    start: int | None = None
-
-
-@dataclass(frozen=True)
 class Outgoing:
     """A model of a family that was ours.
 
@@ -105,23 +84,33 @@ def choose_family(
     Raises:
         CheckpointError: with what is in the way of the family that it nearly fits, if it fits none.
     """
-    nearest: tuple[int, str, str] | None = None
+    misfits: dict[str, CheckpointError] = {}
     for name in candidates:
         try:
             return export_model(FAMILIES[name], departing, allow_unexpected)
         except CheckpointError as error:
-            count = error.count if isinstance(error, MisfitError) else MANY
-            found = (count, name, str(error))
-            nearest = found if nearest is None or count < nearest[0] else nearest
-    assert nearest is not None
-    others = ", ".join(name for name in candidates if name != nearest[1]) or "others"
+            misfits[name] = error
+    data = departing.model.to_dict()
+
+    def differs(name: str) -> tuple[int, int, int]:
+        # Whoever exports a model of images asks for no reason why it is none of texts.
+        inputs, parts = distance(FAMILIES[name], data)
+        error = misfits[name]
+        return inputs, error.count if isinstance(error, MisfitError) else MANY, parts
+
+    nearest = min(misfits, key=differs)
+    others = ", ".join(name for name in candidates if name != nearest) or "others"
     raise CheckpointError(
-        f"the model cannot be one of the family {nearest[1]}: {nearest[2]}; nor of {others}"
+        f"the model cannot be one of the family {nearest}: {misfits[nearest]}; nor of {others}"
     )
 
 
 def export_model(
-    family: Family, departing: Departing, allow_unexpected: Sequence[str] = ()
+    family: Family,
+    departing: Departing,
+    allow_unexpected: Sequence[str] = (),
+    *,
+    is_whole: bool = False,
 ) -> Outgoing:
     """A model of `family` for ours; what is made is read again, so that nothing is lost.
 
@@ -129,11 +118,15 @@ def export_model(
         family: What it is to become.
         departing: What it is.
         allow_unexpected: Patterns of our names that have no place there and may be left out.
+        is_whole: Whether no target may be left out, either.
 
     Raises:
         CheckpointError: if such a model is none of the family, saying why.
     """
-    model, report = departing.model, Report()
+    report = Report()
+    if not is_whole:
+        departing = leave_out(family, departing, report)
+    model = departing.model
     data = explicit(model)
     config = _config(family, departing, data)
     settings = family.settings(config)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.config import decode
+from tencentpretrain.convert.departing import Departing
 from tencentpretrain.convert.departure import depart
 from tencentpretrain.convert.families import find_family
-from tencentpretrain.convert.outgoing import Departing, export_model
+from tencentpretrain.convert.outgoing import export_model
 from tencentpretrain.convert.peft_places import Place, Places
 from tencentpretrain.errors import CheckpointError
 from tencentpretrain.model import ModelConfig
@@ -105,7 +106,7 @@ def export_adapter(checkpoint: Checkpoint, name: str = "", family: str = "auto")
     if family == "auto":
         family = depart(open_base(checkpoint, base).path).outgoing.family.name
     model = decode(ModelConfig, saved_config(checkpoint)["model"], "model")
-    outgoing = export_model(find_family(family), Departing(model, plain))
+    outgoing = export_model(find_family(family), Departing(model, plain), is_whole=True)
     places = Places(outgoing, model, plain)
     adapted = _factors(loras, tensors)
     heads = {n: plain[n] for n in plain if n not in base.names}

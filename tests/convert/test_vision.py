@@ -16,7 +16,7 @@ from tencentpretrain.cli import main
 from tencentpretrain.convert.arrival import Request, arrive
 from tencentpretrain.convert.departure import depart
 from tencentpretrain.convert.families import FAMILIES
-from tencentpretrain.convert.image_preparation import image_preparation
+from tencentpretrain.convert.image_preparation import Usual, image_preparation
 from tencentpretrain.convert.keys import Settings
 from tencentpretrain.convert.weights import open_weights, read_json
 from tencentpretrain.data.media.transforms import ImageTransform, ImageTransformConfig
@@ -97,6 +97,17 @@ def test_d39_a_model_of_ours_has_a_bias_for_patches_and_the_right_names(tmp_path
     assert not any("tokenizer" in line for line in arrival.report.lines())
 
 
+def test_other_activations_of_a_pooler_that_is_kept_aside_are_no_hindrance(tmp_path: Path) -> None:
+    cls, config, keys = CASES["vit encoder"]
+    model = getattr(transformers, cls)(getattr(transformers, config)(**keys, pooler_act="relu"))
+    model.save_pretrained(tmp_path / "theirs")
+    arrival = arrive(tmp_path / "theirs", Request())
+    assert "pooler_act" not in arrival.report.unread
+    arrival.write(tmp_path / "ours")
+    depart(tmp_path / "ours").write(tmp_path / "back")
+    assert read_json(tmp_path / "back" / "config.json")["pooler_act"] == "relu"
+
+
 def test_positions_of_mae_that_are_no_waves_are_refused(tmp_path: Path) -> None:
     model = reference("mae")
     with torch.no_grad():
@@ -111,6 +122,7 @@ def test_positions_of_mae_that_are_no_waves_are_refused(tmp_path: Path) -> None:
     [
         ("ViTImageProcessor", {"size": {"height": 24, "width": 24}}),
         ("ViTImageProcessor", {"size": {"height": 24, "width": 24}, "resample": 3}),
+        ("ViTImageProcessor", {"size": {"height": 24, "width": 24}, "do_normalize": False}),
         (
             "BeitImageProcessor",
             {
@@ -126,7 +138,7 @@ def test_positions_of_mae_that_are_no_waves_are_refused(tmp_path: Path) -> None:
 def test_images_become_the_same_pixels(processor: str, keys: dict[str, Any]) -> None:
     theirs = getattr(transformers, processor)(**keys)
     content = json.loads(theirs.to_json_string())
-    preparation = image_preparation(processor)
+    preparation = image_preparation(Usual(processor))
     told = preparation.to_ours(Settings(content))["transform"]
     transform = ImageTransform(ImageTransformConfig(**told))
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
@@ -140,7 +152,7 @@ def test_images_become_the_same_pixels(processor: str, keys: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"do_normalize": False}, "do_normalize"),
+        ({"do_rescale": False}, "do_rescale"),
         ({"rescale_factor": 1.0}, "rescale_factor"),
         ({"resample": 5}, "resample"),
         ({"size": {"height": 24, "width": 32}}, "no square"),
@@ -149,10 +161,12 @@ def test_images_become_the_same_pixels(processor: str, keys: dict[str, Any]) -> 
 )
 def test_preparations_that_are_none_here_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        image_preparation("ViTImageProcessor").to_ours(Settings(keys))
+        image_preparation(Usual("ViTImageProcessor")).to_ours(Settings(keys))
 
 
-@pytest.mark.parametrize(("name", "family"), [("vit", "vit"), ("beit", "beit"), ("mae", "mae")])
+@pytest.mark.parametrize(
+    ("name", "family"), [("vit", "vit"), ("beit", "beit"), ("mae", "mae"), ("mae encoder", "mae")]
+)
 def test_preparation_lies_beside_the_model_on_both_sides(
     name: str, family: str, tmp_path: Path
 ) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from tencentpretrain.convert.departing import Departing
 from tencentpretrain.convert.huggingface import import_model
-from tencentpretrain.convert.outgoing import Departing, choose_family, explicit
+from tencentpretrain.convert.outgoing import choose_family, explicit
+from tencentpretrain.errors import CheckpointError
 from tencentpretrain.model import build_model
 from tencentpretrain.train.load import state_tensors
 from tencentpretrain.train.tensor_file import LazyTensors
@@ -66,3 +68,22 @@ def test_a_model_of_ours_goes_and_comes_back(name: str) -> None:
     assert all(torch.equal(back.tensors[key], tensors[key]) for key in tensors)
     assert not back.report.unread
     assert not back.report.aside
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "changes", "reason"),
+    [
+        ("vit/tiny", "vit", {"encoder": {"qkv_bias": False, "key_bias": True}}, "key_bias"),
+        ("vilt/tiny", "vilt", {"encoder": {"norm": "rms"}}, "encoder.norm"),
+        ("clip/tiny", "clip", {"encoder": {"norm": "rms"}}, "encoder.norm"),
+        ("bert/base", "bert", {"encoder": {"norm": "rms"}}, "encoder.norm"),
+    ],
+)
+def test_a_misfit_is_told_of_the_family_that_reads_the_same(
+    name: str, family: str, changes: dict[str, Any], reason: str
+) -> None:
+    config = model_config(name, {"hidden": 16, "encoder": {**STACK, **changes["encoder"]}})
+    tensors = LazyTensors.of(state_tensors(build_model(config, VOCABULARY)))
+    message = f"cannot be one of the family {family}: .*{reason}"
+    with pytest.raises(CheckpointError, match=message):
+        choose_family(Departing(config, tensors, specials={"pad": 0}))

@@ -14,7 +14,7 @@ from tencentpretrain.convert.families.vit import (
     patch_rules,
 )
 from tencentpretrain.convert.family import Family, Filled, Head, Plain, Specials, never_tied
-from tencentpretrain.convert.image_preparation import image_preparation
+from tencentpretrain.convert.image_preparation import Usual, image_preparation
 from tencentpretrain.convert.keys import Key, Settings
 from tencentpretrain.convert.table import Rule, Table, modules
 from tencentpretrain.convert.transforms import Squeezed
@@ -68,9 +68,11 @@ def _require_square_grid(data: Plain) -> None:
 
 
 def _objective(settings: Settings) -> Plain | None:
-    found = edges(settings)
-    if found is None or settings.values.get("architectures") != ["BeitForMaskedImageModeling"]:
+    if settings.values.get("architectures") != ["BeitForMaskedImageModeling"]:
         return image_size(settings)
+    found = edges(settings)
+    if found is None:
+        return None
     # What is published, as far as so many patches allow it.
     block = max(1, min(16, int((found[0] // found[1]) ** 2 * 0.4)))
     return {"transform": {"size": found[0]}, "patch_size": found[1], "least_block": block}
@@ -146,9 +148,9 @@ BEIT: Final = Family(
         "mlm": "BeitForMaskedImageModeling",
         "classify": "BeitForImageClassification",
     },
-    objectives={"mlm": "beit", "classify": "image"},
+    objectives={"": "image", "mlm": "beit", "classify": "image"},
     objective_keys=_objective,
-    preparation=image_preparation("BeitImageProcessor"),
+    preparation=image_preparation(Usual("BeitImageProcessor")),
     aside={
         r"beit\.pooler\.layernorm\.(weight|bias)": "no target reads the pooler",
         r"classifier\..*": "there is no target of this kind",

@@ -6,7 +6,11 @@ import math
 from typing import Any, Final
 
 from tencentpretrain.convert.family import Family, Head, Plain, Specials, never_tied
-from tencentpretrain.convert.image_preparation import image_preparation
+from tencentpretrain.convert.image_preparation import (
+    Usual,
+    image_preparation,
+    usual_preparation,
+)
 from tencentpretrain.convert.keys import ACTIVATIONS, Key, Settings
 from tencentpretrain.convert.table import Rule, Table, modules
 from tencentpretrain.errors import CheckpointError
@@ -34,6 +38,15 @@ IMAGE: Final = {
     "embedding.norm": "vision_model.pre_layrnorm",
     "encoder.norm": "vision_model.post_layernorm",
 }
+PREPARATION: Final = image_preparation(
+    Usual(
+        "CLIPImageProcessor",
+        resampling=3,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        cuts=True,
+    )
+)
 OLD_END: Final = 2
 """With this number as that of the end token, theirs takes the greatest id of a row for its end."""
 
@@ -97,7 +110,7 @@ def _to_config(config: Plain, data: Plain, specials: Specials) -> None:
 def _objective(settings: Settings) -> dict[str, Any]:
     return {
         "length": settings.number("text_config.max_position_embeddings", 77),
-        "transform": {"size": settings.number("vision_config.image_size", 224)},
+        **usual_preparation(PREPARATION, settings.number("vision_config.image_size", 224)),
     }
 
 
@@ -162,7 +175,7 @@ CLIP: Final = Family(
     architectures={"contrast": "CLIPModel"},
     objectives={"contrast": "clip"},
     objective_keys=_objective,
-    preparation=image_preparation("CLIPImageProcessor", resampling=3),
+    preparation=PREPARATION,
     sections=("text_config", "vision_config"),
     aliases={"text_config.vocab_size": "vocab_size"},
     is_tied=never_tied,

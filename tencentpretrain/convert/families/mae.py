@@ -17,7 +17,7 @@ from tencentpretrain.convert.families.vit import (
     patch_rules,
 )
 from tencentpretrain.convert.family import Family, Filled, Head, Plain, Specials, never_tied
-from tencentpretrain.convert.image_preparation import image_preparation
+from tencentpretrain.convert.image_preparation import Usual, image_preparation
 from tencentpretrain.convert.keys import Key, Settings
 from tencentpretrain.convert.table import Rule, Table, modules
 from tencentpretrain.convert.transforms import ChannelsFirst
@@ -126,9 +126,9 @@ MAE: Final = Family(
         ),
     ),
     architectures={"": "ViTMAEModel", "masked_pixels": "ViTMAEForPreTraining"},
-    objectives={"masked_pixels": "mae"},
+    objectives={"": "mae", "masked_pixels": "mae"},
     objective_keys=_objective,
-    preparation=image_preparation("ViTImageProcessor"),
+    preparation=image_preparation(Usual("ViTImageProcessor")),
     filled=tuple(_table(name, width) for name, width in POSITIONS.items()),
     is_tied=never_tied,
     numbers=lambda settings: {"channels": settings.get("num_channels", 3)},

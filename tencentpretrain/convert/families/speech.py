@@ -190,7 +190,7 @@ def _head(output: str) -> tuple[Head, ...]:
 S2T: Final = Family(
     name="s2t",
     model_type="speech_to_text",
-    objective="s2t",
+    objectives={"": "s2t", "lm": "s2t"},
     objective_keys=_s2t_objective,
     prefix="model.",
     words=WORDS,
@@ -222,7 +222,7 @@ S2T: Final = Family(
 WHISPER: Final = Family(
     name="whisper",
     model_type="whisper",
-    objective="s2t",
+    objectives={"": "s2t", "lm": "s2t"},
     objective_keys=_whisper_objective,
     prefix="model.",
     words=WORDS,

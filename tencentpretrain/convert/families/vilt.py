@@ -7,8 +7,12 @@ from typing import Any, Final
 
 from tencentpretrain.convert.families.bert import row_head
 from tencentpretrain.convert.families.vit import LAYER, VECTOR
-from tencentpretrain.convert.family import Family, Filled, Head
-from tencentpretrain.convert.image_preparation import image_preparation
+from tencentpretrain.convert.family import Family, Filled, Head, LeftOut
+from tencentpretrain.convert.image_preparation import (
+    Usual,
+    image_preparation,
+    usual_preparation,
+)
 from tencentpretrain.convert.keys import ACTIVATIONS, Key, Settings
 from tencentpretrain.convert.preparation import Preparation
 from tencentpretrain.convert.table import Rule, Table, modules
@@ -28,7 +32,7 @@ MASKED: Final = {
     "target.mlm.norm": "mlm_score.transform.LayerNorm",
     "target.mlm.output": "mlm_score.decoder",
 }
-SQUARE: Final = image_preparation("ViltImageProcessor", resampling=3)
+SQUARE: Final = image_preparation(Usual("ViltImageProcessor", resampling=3, size=384))
 
 
 def _to_ours(settings: Settings) -> dict[str, Any]:
@@ -47,10 +51,13 @@ def _to_theirs(told: Mapping[str, Any]) -> dict[str, Any]:
     return content | {"size": {"shortest_edge": edge}, "size_divisor": edge, "do_pad": True}
 
 
+PREPARATION: Final = Preparation(_to_ours, _to_theirs)
+
+
 def _objective(settings: Settings) -> dict[str, Any]:
     return {
         "length": settings.number("max_position_embeddings", 40),
-        "transform": {"size": settings.number("image_size", 384)},
+        **usual_preparation(PREPARATION, settings.number("image_size", 384)),
     }
 
 
@@ -126,13 +133,21 @@ VILT: Final = Family(
         "mlm": "ViltForMaskedLM",
         "match": "ViltForImageAndTextRetrieval",
     },
-    objectives={"mlm": "vilt"},
+    objectives={"": "vilt", "mlm": "vilt", "match": "vilt"},
     objective_keys=_objective,
-    preparation=Preparation(_to_ours, _to_theirs),
+    preparation=PREPARATION,
     aside={
         r"vilt\.pooler\.dense\.(weight|bias)": "no target reads the pooler",
         r"classifier\..*": "there is no target of this kind",
     },
+    # Theirs score a pair by one number, in a class without masked words.
+    left_out=(
+        LeftOut(
+            "match",
+            lambda targets: "mlm" in targets or targets["match"].classes > 1,
+            "vilt.pooler.dense",
+        ),
+    ),
     filled=(
         Filled("vilt.pooler.dense.weight", ("hidden_size", "hidden_size")),
         Filled("vilt.pooler.dense.bias", ("hidden_size",)),

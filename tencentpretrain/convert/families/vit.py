@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tencentpretrain.convert.family import Family, Filled, Head, Plain, never_tied
-from tencentpretrain.convert.image_preparation import image_preparation
+from tencentpretrain.convert.family import Family, Filled, Head, LeftOut, Plain, never_tied
+from tencentpretrain.convert.image_preparation import Usual, image_preparation
 from tencentpretrain.convert.keys import ACTIVATIONS, Key, Settings
 from tencentpretrain.convert.table import Rule, Table, modules
 from tencentpretrain.convert.transforms import Squeezed
+from tencentpretrain.train.tensor_file import LazyTensors
 
 LAYER: Final = {
     "attention.query": "attention.attention.query",
@@ -62,15 +63,23 @@ def edges(settings: Settings) -> tuple[int, int] | None:
 
 
 def image_size(settings: Settings) -> Plain | None:
-    """What an objective is told of the size of images."""
-    found = edges(settings)
-    return None if found is None else {"transform": {"size": found[0]}}
+    """What an objective is told of the size of images; None where they are no coloured squares."""
+    size = settings.get("image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    has_colours = settings.get("num_channels", 3) == 3
+    return {"transform": {"size": height}} if height == width and has_colours else None
 
 
 def linear_head(*others: Rule, **config: Any) -> Head:
     """A linear classifier, and rules of what precedes it."""
     rules = (*modules({"target.classify.output": "classifier"}), *others)
     return Head("classify", rules, ("classifier.weight",), {"dense": False, **config})
+
+
+def _to_model(data: Plain, settings: Settings, tensors: LazyTensors) -> tuple[str, ...]:
+    for name in ("pooler_act", "pooler_output_size"):
+        settings.get(name, None)  # of the pooler, which is kept aside
+    return ()
 
 
 VIT: Final = Family(
@@ -85,7 +94,6 @@ VIT: Final = Family(
         Key("embedding.dropout", "hidden_dropout_prob", 0.0),
         Key("encoder.qkv_bias", "qkv_bias", True),
     ),
-    expected={"pooler_act": "tanh"},
     prefix="vit.",
     words=None,
     table=Table(
@@ -102,16 +110,19 @@ VIT: Final = Family(
     ),
     heads=(linear_head(),),
     architectures={"": "ViTModel", "classify": "ViTForImageClassification"},
-    objectives={"classify": "image"},
+    objectives={"": "image", "classify": "image"},
     objective_keys=image_size,
-    preparation=image_preparation("ViTImageProcessor"),
+    preparation=image_preparation(Usual("ViTImageProcessor")),
     aside={
         r"vit\.pooler\.dense\.(weight|bias)": "no target reads the pooler",
         r"classifier\..*": "there is no target of this kind",
     },
+    # Theirs have no hidden layer before the classes, as ViT has in its pre-training.
+    left_out=(LeftOut("classify", lambda targets: targets["classify"].dense, "vit.pooler.dense"),),
     filled=(
         Filled("vit.pooler.dense.weight", ("hidden_size", "hidden_size"), target=""),
         Filled("vit.pooler.dense.bias", ("hidden_size",), target=""),
     ),
     is_tied=never_tied,
+    to_model=_to_model,
 )
