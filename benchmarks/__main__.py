@@ -16,6 +16,7 @@ SPEED = (
         "preprocess",
         "loader",
         "image_loader",
+        "audio_loader",
         "checkpoint",
         "parallel",
         "start",
