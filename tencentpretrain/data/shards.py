@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tencentpretrain.data.media.records import read_file
+from tencentpretrain.data.media.stored_paths import check_stored, path_of, read_stored
 from tencentpretrain.data.shard_arrays import ShardArrays, check_files, check_values
 from tencentpretrain.data.shard_format import (
     LABEL,
@@ -130,17 +130,17 @@ class ShardSet:
         """The encoded bytes of the image or sound of a document.
 
         Raises:
-            DataError: if only its path is stored, and the file cannot be read.
+            DataError: if only its path is stored, and the file is gone or has changed.
         """
         if PATH in self.columns:
-            return read_file(self.where(document))
+            return read_stored(*self._find(document))
         return self.column(MEDIA, document).tobytes()
 
     def where(self, document: int) -> str:
         """What messages call an image or sound: its path, if that is stored, else its number."""
-        if PATH in self.columns:
-            return self.column(PATH, document).tobytes().decode()
         shard, local = self._find(document)
+        if PATH in self.columns:
+            return path_of(shard, local)
         return f"document {local} of {shard}"
 
     def first_set(self, name: str, start: int = 0) -> NDArray[np.int64]:
@@ -190,10 +190,10 @@ class ShardSet:
         return np.concatenate(sentences or nothing), np.concatenate(documents or nothing)
 
     def check(self) -> None:
-        """Read all values and both tokenizers.
+        """Read all values and both tokenizers, and look for the files of stored paths.
 
         Raises:
-            DataError: if they are not what the index says.
+            DataError: if they are not what the index says, or files are missing or have changed.
         """
         for shard in self._shards:
             check_values(shard)
@@ -206,6 +206,8 @@ class ShardSet:
                 raise DataError(
                     f"{self.directories[0] / name} was altered; preprocess the corpus again"
                 )
+        if PATH in self.columns:
+            check_stored(self._shards)
 
     def _require_texts(self) -> None:
         if counted_column(self.columns) != MAIN and "sentences" not in self.columns:
@@ -232,7 +234,7 @@ def open_shards(
 
     Args:
         paths: one directory, or several made with the same tokenizer.
-        verify: whether to read everything and compare checksums.
+        verify: whether to read everything, compare checksums and look for files of stored paths.
         labels: those that have the first numbers, so that other data is numbered like known one.
 
     Raises:

@@ -68,7 +68,8 @@ class PretrainData(Config):
     """Steps whose examples are sorted by length together, so that each step has similar ones and
     little padding; null leaves them as they are drawn."""
     verify: bool = True
-    """Whether to compare all bytes of the shards with their checksums at the start."""
+    """Whether to compare all bytes of the shards with their checksums at the start, and to look
+    whether all files of corpus.store=path are there with their sizes."""
 
     @check("path", "mix", "dev")
     def _one_kind(self) -> str | None:
