@@ -58,7 +58,9 @@ class ShardSet:
         self.has_target_tokenizer = indices[0].target_tokenizer is not None
         """Whether the targets of pairs have a tokenizer of their own."""
         self.target_fingerprint = indices[0].target_tokenizer or self.tokenizer_fingerprint
-        self.labels = list(dict.fromkeys([*labels, *(n for i in indices for n in i.labels or ())]))
+        self.own_labels = tuple(dict.fromkeys(n for i in indices for n in i.labels or ()))
+        """Labels that its documents have."""
+        self.labels = list(dict.fromkeys([*labels, *self.own_labels]))
         """What the numbers of labels stand for."""
         self.source: dict[str, int] = {}
         for index in indices:

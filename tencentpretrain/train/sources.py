@@ -21,6 +21,7 @@ from tencentpretrain.config import (
     PositiveFloat,
     PositiveInt,
     check,
+    nearest,
 )
 from tencentpretrain.data.loader import Examples, Order, Shared, shared_batches
 from tencentpretrain.data.mixing import Mixture, source_key
@@ -29,6 +30,7 @@ from tencentpretrain.data.order import hash_int
 from tencentpretrain.data.packing import Integers, split_documents
 from tencentpretrain.data.shards import ShardSet, open_shards
 from tencentpretrain.errors import DataError
+from tencentpretrain.tasks.table import shorten
 from tencentpretrain.train.callbacks.evaluation import evaluate_loss, evaluate_mixture
 from tencentpretrain.train.trainer import Trainer
 
@@ -186,6 +188,22 @@ class Sources:
                 f"`{shards.directories[0]}` was made with another tokenizer than "
                 f"`{first.directories[0]}`; preprocess both with one"
             )
+
+    def require_trained_labels(self) -> None:
+        """Refuse labels that are only in what the run is evaluated on.
+
+        Raises:
+            DataError: naming one of them, and where it is.
+        """
+        sources = self.sources.values()
+        trained = dict.fromkeys(label for s in sources for label in s.shards.own_labels)
+        for shards in (source.dev_shards for source in sources if source.dev_shards):
+            unseen = [label for label in shards.own_labels if label not in trained]
+            if unseen:
+                raise DataError(
+                    f"{shards.directories[0]}: the label `{shorten(unseen[0])}` is not in the "
+                    f"training data; {nearest(unseen[0], trained)}"
+                )
 
     def _make(
         self,
