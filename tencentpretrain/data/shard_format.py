@@ -169,6 +169,14 @@ def counted_column(columns: Collection[str]) -> str:
     return next((name for name in (MEDIA, PATH) if name in columns), MAIN)
 
 
+def kind_of(columns: Collection[str]) -> str:
+    """What messages call documents with these columns, such as "images without texts"."""
+    if counted_column(columns) == MAIN:
+        return "texts"
+    what = "sounds" if DURATION in columns else "images"
+    return f"{what} {'with' if 'sentences' in columns else 'without'} texts"
+
+
 def record_columns(
     content: Content, vocab_size: int, target_vocab_size: int | None = None, has_words: bool = False
 ) -> dict[str, Column]:

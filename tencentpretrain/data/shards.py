@@ -25,6 +25,7 @@ from tencentpretrain.data.shard_format import (
     Column,
     Index,
     counted_column,
+    kind_of,
     read_index,
     text_columns,
 )
@@ -248,6 +249,12 @@ def open_shards(
     opened = [(directory, read_index(directory)) for directory in directories]
     first = opened[0][1]
     for directory, index in opened:
+        kind, other = kind_of(index.columns), kind_of(first.columns)
+        if kind != other and (index.tokenizer is None) != (first.tokenizer is None):
+            raise DataError(
+                f"{directory} holds {kind}, but {directories[0]} {other}; give directories of one "
+                "kind"
+            )
         same = ("tokenizer", "vocab_size", "target_tokenizer", "target_vocab_size")
         if any(getattr(index, key) != getattr(first, key) for key in same):
             raise DataError(

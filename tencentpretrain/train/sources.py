@@ -28,6 +28,7 @@ from tencentpretrain.data.mixing import Mixture, source_key
 from tencentpretrain.data.objectives.base import OBJECTIVES, NoVocabulary, Objective
 from tencentpretrain.data.order import hash_int
 from tencentpretrain.data.packing import Integers, split_documents
+from tencentpretrain.data.shard_format import kind_of
 from tencentpretrain.data.shards import ShardSet, open_shards
 from tencentpretrain.errors import DataError
 from tencentpretrain.tasks.table import shorten
@@ -183,6 +184,12 @@ class Sources:
     def _require_one_tokenizer(self, shards: ShardSet) -> None:
         first = self.shards
         theirs = shards.tokenizer_fingerprint, shards.target_fingerprint
+        kind, other = kind_of(shards.columns), kind_of(first.columns)
+        if kind != other and shards.has_tokenizer != first.has_tokenizer:
+            raise DataError(
+                f"`{shards.directories[0]}` holds {kind}, but `{first.directories[0]}` {other}; "
+                "give documents that all have texts, or all none"
+            )
         if theirs != (first.tokenizer_fingerprint, first.target_fingerprint):
             raise DataError(
                 f"`{shards.directories[0]}` was made with another tokenizer than "
