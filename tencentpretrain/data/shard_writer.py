@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from tencentpretrain.data.shard_format import (
     text_columns,
     values_name,
 )
+from tencentpretrain.data.work_directory import WorkDirectory
 from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.tokenizers.base import Tokenizer
 
@@ -109,8 +109,7 @@ class ShardWriter:
         parent = self.directory.absolute().parent
         with before_start():
             try:
-                parent.mkdir(parents=True, exist_ok=True)
-                name = tempfile.mkdtemp(prefix=f".{self.directory.name}.", dir=parent)
+                self._work = WorkDirectory(self.directory)
             except OSError as error:
                 # A temporary name says nothing to those who did not choose it.
                 where = parent if os.path.isdir(parent) else error.filename
@@ -118,11 +117,7 @@ class ShardWriter:
                     f"output `{self.directory}` cannot be written to: {error.strerror} "
                     f"(`{where}`); choose another `output`"
                 ) from error
-        self._temporary = Path(name)
-        # mkdtemp keeps others out; the result is to be as readable as any directory.
-        mask = os.umask(0)
-        os.umask(mask)
-        self._temporary.chmod(0o777 & ~mask)
+        self._temporary = self._work.path
         return self
 
     def __exit__(
@@ -138,7 +133,7 @@ class ShardWriter:
         finally:
             if self._open is not None:
                 self._open.abandon()
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._work.remove()
 
     def write(self, documents: Mapping[str, Ragged]) -> None:
         """Append documents; a column along another one needs no lengths of its own.
@@ -226,6 +221,7 @@ class ShardWriter:
             json.dump(content, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+        self._work.finish()
         _sync(self._temporary)
         self._publish()
 
