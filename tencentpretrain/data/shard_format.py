@@ -11,9 +11,9 @@ target_tokenizer/ the tokenizer of the targets of pairs, if that is another one
 Text has tokens and sentences, and maybe words. Pairs of texts have a ragged column "target"; one or
 two labelled texts are the sentences of a document with one value in the column "label";
 conversations, whose sentences are the turns, have a bit "supervised" for each token. Images and
-sounds have their encoded bytes in a column "media", or where they are in "path", and a label or
-none, sounds also their length in "duration"; those without texts have no tokens, no sentences and
-no tokenizer.
+sounds have their encoded bytes in a column "media", or where they are in "path", with the size and
+CRC-32 of each file in "path_size" and "path_crc", and a label or none, sounds also their length in
+"duration"; those without texts have no tokens, no sentences and no tokenizer.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ MEDIA: Final = "media"
 """Column of the encoded bytes of an image or sound."""
 PATH: Final = "path"
 """Column of the absolute path of the file of an image or sound, in UTF-8."""
+PATH_SIZE: Final = "path_size"
+"""Column of the bytes that the file at a path has; shards of earlier versions have none."""
+PATH_CRC: Final = "path_crc"
+"""Column of the CRC-32 of the file at a path, beside its size."""
 DURATION: Final = "duration"
 """Column of the length of a sound in milliseconds."""
 SUPERVISED: Final = "supervised"
@@ -153,6 +157,8 @@ def media_columns(
         del columns["sentences"]
     stored = MEDIA if store == "bytes" else PATH
     columns |= {LABEL: Column(dtype="int32"), stored: Column(dtype="uint8")}
+    if store == "path":
+        columns |= {PATH_SIZE: Column(dtype="int64"), PATH_CRC: Column(dtype="uint32")}
     if content.startswith("audio"):
         columns[DURATION] = Column(dtype="uint32")
     return columns
@@ -161,6 +167,14 @@ def media_columns(
 def counted_column(columns: Collection[str]) -> str:
     """The column whose values say how large a shard is."""
     return next((name for name in (MEDIA, PATH) if name in columns), MAIN)
+
+
+def kind_of(columns: Collection[str]) -> str:
+    """What messages call documents with these columns, such as "images without texts"."""
+    if counted_column(columns) == MAIN:
+        return "texts"
+    what = "sounds" if DURATION in columns else "images"
+    return f"{what} {'with' if 'sentences' in columns else 'without'} texts"
 
 
 def record_columns(

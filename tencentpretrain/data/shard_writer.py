@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +33,8 @@ from tencentpretrain.data.shard_format import (
     text_columns,
     values_name,
 )
-from tencentpretrain.errors import DataError
+from tencentpretrain.data.work_directory import WorkDirectory
+from tencentpretrain.errors import DataError, before_start
 from tencentpretrain.tokenizers.base import Tokenizer
 
 SHARD_TOKENS: Final = 1 << 27
@@ -64,7 +65,7 @@ class ShardWriter:
         shard_bytes: the same for the bytes of images and sounds, or of their paths.
 
     Raises:
-        DataError: if `directory` exists.
+        DataError: if `directory` exists, or it cannot be written.
     """
 
     def __init__(
@@ -106,12 +107,17 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         parent = self.directory.absolute().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self.directory.name}.", dir=parent))
-        # mkdtemp keeps others out; the result is to be as readable as any directory.
-        mask = os.umask(0)
-        os.umask(mask)
-        self._temporary.chmod(0o777 & ~mask)
+        with before_start():
+            try:
+                self._work = WorkDirectory(self.directory)
+            except OSError as error:
+                # A temporary name says nothing to those who did not choose it.
+                where = parent if os.path.isdir(parent) else error.filename
+                raise DataError(
+                    f"output `{self.directory}` cannot be written to: {error.strerror} "
+                    f"(`{where}`); choose another `output`"
+                ) from error
+        self._temporary = self._work.path
         return self
 
     def __exit__(
@@ -122,14 +128,23 @@ class ShardWriter:
     ) -> None:
         try:
             if kind is None:
-                self._finish()
+                with self._told():
+                    self._finish()
         finally:
             if self._open is not None:
                 self._open.abandon()
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._work.remove()
 
     def write(self, documents: Mapping[str, Ragged]) -> None:
-        """Append documents; a column along another one needs no lengths of its own."""
+        """Append documents; a column along another one needs no lengths of its own.
+
+        Raises:
+            DataError: if they cannot be written, for instance because the disk is full.
+        """
+        with self._told():
+            self._write(documents)
+
+    def _write(self, documents: Mapping[str, Ragged]) -> None:
         sizes = documents[self._counted].lengths
         ends = np.concatenate([[0], np.cumsum(sizes)])
         start, count = 0, len(sizes)
@@ -156,6 +171,17 @@ class ShardWriter:
                 "sentences": Ragged(np.cumsum(lengths), len(lengths) * one),
             }
         )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say of which output it is that the disk refuses something."""
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"output `{self.directory}` cannot be written: {error.strerror}; mend that or "
+                "choose another `output`; what was written so far is removed"
+            ) from error
 
     def _close_shard(self) -> None:
         if self._open is not None:
@@ -195,6 +221,7 @@ class ShardWriter:
             json.dump(content, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+        self._work.finish()
         _sync(self._temporary)
         self._publish()
 

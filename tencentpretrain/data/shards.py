@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tencentpretrain.data.media.records import read_file
+from tencentpretrain.data.media.stored_paths import check_stored, path_of, read_stored
 from tencentpretrain.data.shard_arrays import ShardArrays, check_files, check_values
 from tencentpretrain.data.shard_format import (
     LABEL,
@@ -25,6 +25,7 @@ from tencentpretrain.data.shard_format import (
     Column,
     Index,
     counted_column,
+    kind_of,
     read_index,
     text_columns,
 )
@@ -58,7 +59,9 @@ class ShardSet:
         self.has_target_tokenizer = indices[0].target_tokenizer is not None
         """Whether the targets of pairs have a tokenizer of their own."""
         self.target_fingerprint = indices[0].target_tokenizer or self.tokenizer_fingerprint
-        self.labels = list(dict.fromkeys([*labels, *(n for i in indices for n in i.labels or ())]))
+        self.own_labels = tuple(dict.fromkeys(n for i in indices for n in i.labels or ()))
+        """Labels that its documents have."""
+        self.labels = list(dict.fromkeys([*labels, *self.own_labels]))
         """What the numbers of labels stand for."""
         self.source: dict[str, int] = {}
         for index in indices:
@@ -130,17 +133,17 @@ class ShardSet:
         """The encoded bytes of the image or sound of a document.
 
         Raises:
-            DataError: if only its path is stored, and the file cannot be read.
+            DataError: if only its path is stored, and the file is gone or has changed.
         """
         if PATH in self.columns:
-            return read_file(self.where(document))
+            return read_stored(*self._find(document))
         return self.column(MEDIA, document).tobytes()
 
     def where(self, document: int) -> str:
         """What messages call an image or sound: its path, if that is stored, else its number."""
-        if PATH in self.columns:
-            return self.column(PATH, document).tobytes().decode()
         shard, local = self._find(document)
+        if PATH in self.columns:
+            return path_of(shard, local)
         return f"document {local} of {shard}"
 
     def first_set(self, name: str, start: int = 0) -> NDArray[np.int64]:
@@ -190,10 +193,10 @@ class ShardSet:
         return np.concatenate(sentences or nothing), np.concatenate(documents or nothing)
 
     def check(self) -> None:
-        """Read all values and both tokenizers.
+        """Read all values and both tokenizers, and look for the files of stored paths.
 
         Raises:
-            DataError: if they are not what the index says.
+            DataError: if they are not what the index says, or files are missing or have changed.
         """
         for shard in self._shards:
             check_values(shard)
@@ -206,6 +209,8 @@ class ShardSet:
                 raise DataError(
                     f"{self.directories[0] / name} was altered; preprocess the corpus again"
                 )
+        if PATH in self.columns:
+            check_stored(self._shards)
 
     def _require_texts(self) -> None:
         if counted_column(self.columns) != MAIN and "sentences" not in self.columns:
@@ -232,7 +237,7 @@ def open_shards(
 
     Args:
         paths: one directory, or several made with the same tokenizer.
-        verify: whether to read everything and compare checksums.
+        verify: whether to read everything, compare checksums and look for files of stored paths.
         labels: those that have the first numbers, so that other data is numbered like known one.
 
     Raises:
@@ -244,6 +249,12 @@ def open_shards(
     opened = [(directory, read_index(directory)) for directory in directories]
     first = opened[0][1]
     for directory, index in opened:
+        kind, other = kind_of(index.columns), kind_of(first.columns)
+        if kind != other and (index.tokenizer is None) != (first.tokenizer is None):
+            raise DataError(
+                f"{directory} holds {kind}, but {directories[0]} {other}; give directories of one "
+                "kind"
+            )
         same = ("tokenizer", "vocab_size", "target_tokenizer", "target_vocab_size")
         if any(getattr(index, key) != getattr(first, key) for key in same):
             raise DataError(

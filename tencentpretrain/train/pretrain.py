@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from tencentpretrain.config import ConfigError, check
 from tencentpretrain.data.buckets import SimilarLengths
@@ -65,7 +64,7 @@ def run_pretrain(config: PretrainConfig) -> int:
         shards = sources.shards
         target = sources.target_tokenizer
         parallel.begin("building the model")
-        check_classes(config.model, sources.labels)
+        check_classes(config.model, sources)
         model = build_model(
             config.model,
             shards.vocab_size,
@@ -113,14 +112,19 @@ def bucketed(config: PretrainConfig, sources: Sources) -> Order | None:
     return SimilarLengths(order, sizes, config.trainer.batch_size, steps, config.seed)
 
 
-def check_classes(model: ModelConfig, labels: Sequence[str]) -> None:
+def check_classes(model: ModelConfig, sources: Sources) -> None:
     """Compare the classes of the target "classify" with the labels of the data.
 
     Raises:
         ConfigError: if a label has no class.
+        DataError: if a label cannot be learned, as only documents to evaluate on have it.
     """
     classes: int | None = getattr(model.target.get("classify"), "classes", None)
-    if classes is None or not labels or classes == len(labels):
+    if classes is None:
+        return
+    sources.require_trained_labels()
+    labels = sources.labels
+    if not labels or classes == len(labels):
         return
     shown = ", ".join(labels[:20]) + ", ..." * (len(labels) > 20)
     if classes < len(labels):

@@ -21,14 +21,17 @@ from tencentpretrain.config import (
     PositiveFloat,
     PositiveInt,
     check,
+    nearest,
 )
 from tencentpretrain.data.loader import Examples, Order, Shared, shared_batches
 from tencentpretrain.data.mixing import Mixture, source_key
 from tencentpretrain.data.objectives.base import OBJECTIVES, NoVocabulary, Objective
 from tencentpretrain.data.order import hash_int
 from tencentpretrain.data.packing import Integers, split_documents
+from tencentpretrain.data.shard_format import kind_of
 from tencentpretrain.data.shards import ShardSet, open_shards
 from tencentpretrain.errors import DataError
+from tencentpretrain.tasks.table import shorten
 from tencentpretrain.train.callbacks.evaluation import evaluate_loss, evaluate_mixture
 from tencentpretrain.train.trainer import Trainer
 
@@ -68,7 +71,8 @@ class PretrainData(Config):
     """Steps whose examples are sorted by length together, so that each step has similar ones and
     little padding; null leaves them as they are drawn."""
     verify: bool = True
-    """Whether to compare all bytes of the shards with their checksums at the start."""
+    """Whether to compare all bytes of the shards with their checksums at the start, and to look
+    whether all files of corpus.store=path are there with their sizes."""
 
     @check("path", "mix", "dev")
     def _one_kind(self) -> str | None:
@@ -180,11 +184,33 @@ class Sources:
     def _require_one_tokenizer(self, shards: ShardSet) -> None:
         first = self.shards
         theirs = shards.tokenizer_fingerprint, shards.target_fingerprint
+        kind, other = kind_of(shards.columns), kind_of(first.columns)
+        if kind != other and shards.has_tokenizer != first.has_tokenizer:
+            raise DataError(
+                f"`{shards.directories[0]}` holds {kind}, but `{first.directories[0]}` {other}; "
+                "give documents that all have texts, or all none"
+            )
         if theirs != (first.tokenizer_fingerprint, first.target_fingerprint):
             raise DataError(
                 f"`{shards.directories[0]}` was made with another tokenizer than "
                 f"`{first.directories[0]}`; preprocess both with one"
             )
+
+    def require_trained_labels(self) -> None:
+        """Refuse labels that are only in what the run is evaluated on.
+
+        Raises:
+            DataError: naming one of them, and where it is.
+        """
+        sources = self.sources.values()
+        trained = dict.fromkeys(label for s in sources for label in s.shards.own_labels)
+        for shards in (source.dev_shards for source in sources if source.dev_shards):
+            unseen = [label for label in shards.own_labels if label not in trained]
+            if unseen:
+                raise DataError(
+                    f"{shards.directories[0]}: the label `{shorten(unseen[0])}` is not in the "
+                    f"training data; {nearest(unseen[0], trained)}"
+                )
 
     def _make(
         self,

@@ -73,6 +73,25 @@ def test_shards_hold_the_ids_of_the_text(tmp_path: Path, vocab: Path, corpus: Pa
         assert shards.sentence_ends(number).tolist() == ends.tolist()
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("{}/vocab.txt/s", "File exists (`{}/vocab.txt`)"),
+        ("{}/vocab.txt/deep/s", "Not a directory (`{}/vocab.txt/deep`)"),
+        ("/proc/s", "No such file or directory (`/proc`)"),
+    ],
+)
+def test_an_output_that_cannot_be_made_is_refused_with_one_sentence(
+    tmp_path: Path, vocab: Path, corpus: Path, output: str, reason: str
+) -> None:
+    output, reason = output.format(tmp_path), reason.format(tmp_path)
+    with pytest.raises(DataError) as told:
+        run_preprocess(config(vocab, corpus, Path(output)))
+    expected = f"output `{output}` cannot be written to: {reason}; choose another `output`"
+    assert str(told.value) == expected
+    assert told.value.exit_code == 2
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
 def test_d6_the_bytes_do_not_depend_on_workers_or_slices(
     tmp_path: Path, vocab: Path, corpus: Path, workers: int, monkeypatch: pytest.MonkeyPatch

@@ -175,11 +175,32 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(
+            DataError, match=f"^output `{tmp_path / 's'}` cannot be written: File too"
+        ):
             make(tmp_path / "s", some_documents(5000), 1 << 20)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = make(tmp_path / "s", some_documents(2))
+    before = open_shards(target).fingerprint
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tencentpretrain.data.shard_writer.json.dump", fail)
+    with (
+        pytest.raises(DataError, match="cannot be written: No space left on device; mend that"),
+        ShardWriter(target, vocab_size=9, overwrite=True) as writer,
+    ):
+        writer.add([[1, 2]])
+    assert list(tmp_path.iterdir()) == [target]
+    assert open_shards(target).fingerprint == before
 
 
 def test_an_existing_output_is_replaced_only_if_asked_and_only_shards(tmp_path: Path) -> None:

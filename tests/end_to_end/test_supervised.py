@@ -167,6 +167,32 @@ def test_classes_are_compared_with_the_labels(
         assert "classes=3, but the data has only 2 labels (bad, good)" in said
 
 
+def test_a_label_that_only_the_evaluation_has_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record_shards(tmp_path, "label", LABELS)
+    record_shards(tmp_path, "label", "good\tw1 w2\nbest\tw3 w4\n", name="dev")
+    record_shards(tmp_path, "label", "best\tw3 w4\n" * 9, name="more")
+    model = model_file(tmp_path, "cls", {"classify": {"classes": 3}})
+    shards, dev = tmp_path / "shards", tmp_path / "dev"
+    assert train(tmp_path, shards, model, **{"data.dev": dev}) == 2
+    said = f"error: {dev}: the label `best` is not in the training data; "
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    # Another source of a mixture may have it, whichever comes first.
+    mix: dict[str, Any] = {"data.path": "null", "data.mix.a.path": shards, "data.mix.a.dev": dev}
+    assert train(tmp_path, shards, model, **mix) == 2
+    assert said in capsys.readouterr().err
+    assert train(tmp_path, shards, model, **mix, **{"data.mix.b.path": tmp_path / "more"}) == 0
+
+
+def test_labels_that_no_target_learns_may_be_new(tmp_path: Path) -> None:
+    record_shards(tmp_path, "label", LABELS)
+    record_shards(tmp_path, "label", "good\tw1 w2\nbest\tw3 w4\n", name="dev")
+    model = model_file(tmp_path, "mlm", {"mlm": {}})
+    assert train(tmp_path, tmp_path / "shards", model, **{"data.dev": tmp_path / "dev"}) == 0
+
+
 @pytest.mark.parametrize("objective", ["cls_mlm", "sft", "translate"])
 def test_worker_processes_make_the_same_batches(tmp_path: Path, objective: str) -> None:
     content = {"cls_mlm": "label", "sft": "chat", "translate": "pair"}[objective]

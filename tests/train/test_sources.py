@@ -16,6 +16,7 @@ from tencentpretrain.train.meter import Meter
 from tencentpretrain.train.sources import PretrainData, Sources
 from tests.end_to_end.test_pretrain import assert_same_checkpoint, newest
 from tests.helpers.models import model_config, tiny_model
+from tests.helpers.pictures import class_folders, media_shards
 from tests.helpers.pretraining import metrics, pretrain, write_shards
 
 OBJECTIVE = model_config("bert/tiny", {"objective": {"length": 32}}).objective
@@ -175,6 +176,17 @@ def test_sources_must_have_one_tokenizer(shards: dict[str, Path]) -> None:
         built(data_of(shards, weights={"news": None, "other": None}))
     with pytest.raises(DataError, match="another tokenizer"):
         built(decode(PretrainData, {"path": shards["news"], "dev": shards["other"]}))
+
+
+def test_sources_with_and_without_texts_are_told_apart(
+    shards: dict[str, Path], tmp_path: Path
+) -> None:
+    media_shards(tmp_path / "s", class_folders(tmp_path / "data", count=1))
+    paths = [shards["news"], tmp_path / "s"]
+    with pytest.raises(DataError, match=r"`.*/s` holds images without texts, but `.*` texts; giv"):
+        built(decode(PretrainData, {"path": paths[0], "dev": paths[1]}))
+    with pytest.raises(DataError, match=r"/s holds images without texts, but .* texts; give direc"):
+        built(decode(PretrainData, {"path": paths}))
 
 
 WRONG = {

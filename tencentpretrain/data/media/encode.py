@@ -5,6 +5,7 @@ Imported by worker processes: nothing here may import torch, but for sounds, whi
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
@@ -19,7 +20,17 @@ from tencentpretrain.data.encoded import Encoded, TextEncoder, note, sentence_co
 from tencentpretrain.data.media.images import decode_image
 from tencentpretrain.data.media.lists import MediaEntry
 from tencentpretrain.data.media.records import medium_of, read_entry
-from tencentpretrain.data.shard_format import DURATION, LABEL, MAIN, MEDIA, PATH, token_dtype
+from tencentpretrain.data.shard_format import (
+    DURATION,
+    LABEL,
+    MAIN,
+    MEDIA,
+    PATH,
+    PATH_CRC,
+    PATH_SIZE,
+    Array,
+    token_dtype,
+)
 from tencentpretrain.data.shard_writer import Ragged
 from tencentpretrain.errors import DataError
 from tencentpretrain.registry import load_plugins
@@ -115,14 +126,10 @@ class MediaEncoder:
         numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
         counts = np.array([bool(entry.label) for entry, *_ in kept], np.int64)
         columns[LABEL] = Ragged(np.array([numbers[label] for label in labels], np.int32), counts)
-        name, stored = self._stored(kept)
-        flat = np.frombuffer(b"".join(stored), np.uint8)
-        columns[name] = Ragged(flat, np.array([len(data) for data in stored], np.int64))
+        columns |= self._stored(kept)
         if medium_of(self._corpus) == "audio":
             durations = np.array([1000 * size / RATE for *_, size in kept])
-            columns[DURATION] = Ragged(
-                np.ceil(durations).astype(np.uint32), np.ones(len(kept), np.int64)
-            )
+            columns[DURATION] = _one_each(np.ceil(durations).astype(np.uint32))
         return Encoded(
             columns,
             documents=len(kept),
@@ -135,11 +142,26 @@ class MediaEncoder:
             labels=tuple(numbers),
         )
 
-    def _stored(self, kept: list[Decoded]) -> tuple[str, list[bytes]]:
-        """Name and values of the column that stands for the files."""
+    def _stored(self, kept: list[Decoded]) -> dict[str, Ragged]:
+        """The columns that stand for the files: their bytes, or how to find and know them again."""
         if self._corpus.store == "bytes":
-            return MEDIA, [data for _, data, _ in kept]
-        return PATH, [str(Path(entry.path).absolute()).encode() for entry, *_ in kept]
+            return {MEDIA: _joined([data for _, data, _ in kept])}
+        return {
+            PATH: _joined([str(Path(entry.path).absolute()).encode() for entry, *_ in kept]),
+            PATH_SIZE: _one_each(np.array([len(data) for _, data, _ in kept], np.int64)),
+            PATH_CRC: _one_each(np.array([zlib.crc32(data) for _, data, _ in kept], np.uint32)),
+        }
+
+
+def _joined(parts: list[bytes]) -> Ragged:
+    """A column of the bytes of each document."""
+    lengths = np.array([len(part) for part in parts], np.int64)
+    return Ragged(np.frombuffer(b"".join(parts), np.uint8), lengths)
+
+
+def _one_each(values: Array) -> Ragged:
+    """A column of one value for each document."""
+    return Ragged(values, np.ones(len(values), np.int64))
 
 
 def decoder(corpus: CorpusConfig) -> Decode:

@@ -60,6 +60,20 @@ class NoVocabulary:
         return None
 
 
+def require_texts(name: str, tokenizer: Vocabulary) -> None:
+    """Refuse images or sounds without texts for the objective `name`, which reads texts.
+
+    Raises:
+        DataError: naming how to preprocess.
+    """
+    if isinstance(tokenizer, NoVocabulary):
+        raise DataError(
+            f"objective `{name}` reads texts, but the data holds images or sounds without any; "
+            "preprocess texts, or corpus.format=image_text or audio_text, or choose another "
+            "objective"
+        )
+
+
 class ObjectiveConfig(ComponentConfig):
     """Keys of every objective."""
 
@@ -172,8 +186,9 @@ class Objective(ABC):
         """Id of the special token `role`, such as "sep".
 
         Raises:
-            DataError: if the tokenizer has none.
+            DataError: if the tokenizer has none, or the data no texts.
         """
+        require_texts(self.name, self.tokenizer)
         found: int | None = getattr(self.tokenizer, role)
         if found is None:
             raise DataError(

@@ -62,7 +62,7 @@ class PixelObjective(Objective):
         """An image [3, H, W] before normalisation.
 
         Raises:
-            DataError: naming a file that is another one than it was when it was checked.
+            DataError: naming a file whose path is stored and that is gone or has changed.
         """
         image = decoded(self.shards.media(document), self.shards.where(document))
         pixels = self._transform.draw(image, random if self.is_training else None)

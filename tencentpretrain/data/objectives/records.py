@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from tencentpretrain.data.objectives.base import Objective, Vocabulary
 from tencentpretrain.data.packing import Documents, Flags, Integers
-from tencentpretrain.data.shard_format import LABEL, MAIN, SUPERVISED, TARGET
+from tencentpretrain.data.shard_format import (
+    LABEL,
+    MAIN,
+    SUPERVISED,
+    TARGET,
+    counted_column,
+    kind_of,
+)
 from tencentpretrain.errors import DataError
 
 log = logging.getLogger("tencentpretrain")
@@ -45,8 +52,10 @@ def require_column(objective: Objective, column: str) -> None:
     found: Sequence[str] = [*getattr(objective.shards, "columns", ())]
     if column not in found:
         stored = next((content for c, content in CONTENT.items() if c in found), "text")
+        is_text = counted_column(found) == MAIN
+        stored = f"{stored} that was" if is_text else f"{kind_of(found)} that were"
         raise DataError(
-            f"objective `{objective.name}` needs data of another kind than the {stored} that was "
+            f"objective `{objective.name}` needs data of another kind than the {stored} "
             f"preprocessed; preprocess with corpus.content={CONTENT[column]} or choose another "
             "objective"
         )

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from tencentpretrain.data.objectives.base import OBJECTIVES, Example, Vocabulary
+from tencentpretrain.data.objectives.base import OBJECTIVES, Example, Vocabulary, require_texts
 from tencentpretrain.data.objectives.records import (
     Records,
     end_token,
@@ -100,8 +100,9 @@ def decoder_tokens(name: str, tokenizer: Vocabulary, start: str) -> tuple[int, i
         start: Special token that the decoder starts from, or "auto".
 
     Raises:
-        DataError: if the tokenizer has no such tokens.
+        DataError: if the tokenizer has no such tokens, or the data no texts.
     """
+    require_texts(name, tokenizer)
     wanted = STARTS if start == "auto" else (start,)
     starts = [number for role in wanted if (number := getattr(tokenizer, role)) is not None]
     end = tokenizer.sep if tokenizer.eos is None else tokenizer.eos

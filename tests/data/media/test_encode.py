@@ -40,7 +40,8 @@ def test_shards_hold_the_files(tmp_path: Path, store: str) -> None:
     assert [shards.media(number) for number in range(6)] == [file.read_bytes() for file in files]
     assert [shards.labels[shards.label(n)] for n in range(6)] == ["blue"] * 3 + ["red"] * 3
     assert (shards.tokens, shards.vocab_size, shards.has_tokenizer) == (0, 1, False)
-    assert {*shards.columns} == {"tokens", "label", "media" if store == "bytes" else "path"}
+    held = {"media"} if store == "bytes" else {"path", "path_size", "path_crc"}
+    assert {*shards.columns} == {"tokens", "label", *held}
 
 
 def test_texts_lie_beside_the_files(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_file_that_was_altered_later_is_named(tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "data", count=2)
     made = objective(media_shards(tmp_path / "s", folder, corpus_store="path"))
     (folder / "red" / "001.png").write_bytes(b"something else")
-    with pytest.raises(DataError, match=r"red/001.png: the file holds no image"):
+    with pytest.raises(DataError, match=r"red/001.png has changed since it was pre"):
         next(iter(Loader(made, 4, 4, seed=0, workers=1)))
 
 
@@ -161,8 +161,16 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
         objective(flat)
 
 
-@pytest.mark.parametrize("name", ["bert", "mlm", "lm", "t5", "cls"])
+@pytest.mark.parametrize("name", ["bert", "mlm", "lm", "t5", "bart", "pegasus", "bilm", "cls"])
 def test_objectives_of_texts_refuse_images(shards: ShardSet, name: str) -> None:
     config = decode(OBJECTIVES.config_class(name), {"name": name})
-    with pytest.raises(DataError, match="preprocess"):
+    message = f"^objective `{name}` reads texts, but the data holds images or sounds without any; p"
+    with pytest.raises(DataError, match=message):
+        OBJECTIVES.build(config, shards, NoVocabulary(), 0)
+
+
+@pytest.mark.parametrize("name", ["translate", "sft"])
+def test_objectives_of_records_refuse_images(shards: ShardSet, name: str) -> None:
+    config = decode(OBJECTIVES.config_class(name), {"name": name})
+    with pytest.raises(DataError, match="another kind than the images without texts that were pre"):
         OBJECTIVES.build(config, shards, NoVocabulary(), 0)
