@@ -47,7 +47,9 @@ class PretrainConfig(RunConfig):
             return "model.objective is required to pre-train; see the objectives in --help"
         if not self.model.target:
             return "model.target is required: at least one target that the objective supervises"
-        alone = [n for n, t in self.model.target.items() if getattr(t, "classes", 2) < 2]
+        # How many those of "classify" must be, the labels of the data tell.
+        others = {name: t for name, t in self.model.target.items() if name != "classify"}
+        alone = [name for name, target in others.items() if getattr(target, "classes", 2) < 2]
         if alone:
             return f"model.target.{alone[0]}.classes must be at least 2 to be trained, but is 1"
         return None

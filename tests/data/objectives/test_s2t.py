@@ -38,11 +38,12 @@ def test_the_decoder_reads_what_it_is_to_write_one_later(tmp_path: Path, store: 
     assert np.allclose(example["frames"], frames, atol=0.02)
 
 
-def test_a_sound_that_is_damaged_later_is_named(tmp_path: Path) -> None:
+def test_a_sound_that_cannot_be_decoded_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards = spoken_shards(tmp_path, TEXTS, store="path")
-    sound = tmp_path / "sounds" / "1.wav"
-    sound.write_bytes(b"\0" * sound.stat().st_size)
-    with pytest.raises(DataError, match=r"sounds/1.wav: "):
+    monkeypatch.setattr(shards, "media", lambda document: b"")
+    with pytest.raises(DataError, match=r"sounds/1.wav: the sound file is empty"):
         record_objective("s2t", shards).make(0, 1)
 
 
