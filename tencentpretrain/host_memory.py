@@ -48,8 +48,12 @@ def _ask_for_large_pages(library: ctypes.CDLL) -> None:
     """Grow the heap by addresses, not by memory, and advise the system to use large pages there.
 
     By half of what the machine has; the rest comes in small pages. So does all where addresses are
-    counted as if they were memory (overcommit_memory=2, ulimit -v), or the system refuses.
+    counted as if they were memory (overcommit_memory=2, ulimit -v), the system refuses, or another
+    allocator takes the place of glibc's or fills what it gives (MALLOC_PERTURB_).
     """
+    perturbs = "MALLOC_PERTURB_" in os.environ or "perturb" in os.environ.get("GLIBC_TUNABLES", "")
+    if perturbs or "malloc" in os.environ.get("LD_PRELOAD", ""):
+        return
     if not _OVERCOMMIT.is_file() or _OVERCOMMIT.read_text().strip() == "2":
         return
     if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:

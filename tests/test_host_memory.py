@@ -75,6 +75,7 @@ def test_no_addresses_are_taken_where_they_count_as_memory(
     class Library:
         """Has nothing that could be called."""
 
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
     policy = tmp_path / "overcommit_memory"
     policy.write_text("2\n")
     monkeypatch.setattr(host_memory, "_OVERCOMMIT", policy)
@@ -86,3 +87,12 @@ def test_no_addresses_are_taken_where_they_count_as_memory(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (unlimited, unlimited))
     with pytest.raises(AttributeError, match="malloc"):
         host_memory._ask_for_large_pages(Library())  # type: ignore[arg-type]
+    # Whoever fills what is given would fill half of the memory.
+    for name, value in (
+        ("MALLOC_PERTURB_", "1"),
+        ("GLIBC_TUNABLES", "glibc.malloc.perturb=1"),
+        ("LD_PRELOAD", "/usr/lib/libjemalloc.so.2"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            host_memory._ask_for_large_pages(Library())  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,7 +73,10 @@ def _transform(settings: Settings, usual: Usual) -> dict[str, Any]:
         raise CheckpointError(
             f"preprocessor_config.json: `rescale_factor` must be 1/255, but is {factor}"
         )
-    mean, std = settings.get("image_mean", usual.mean), settings.get("image_std", usual.std)
+    mean, std = (
+        (value,) * 3 if isinstance(value, int | float) else value
+        for value in (settings.get("image_mean", usual.mean), settings.get("image_std", usual.std))
+    )
     if not settings.get("do_normalize", True):
         mean, std = AS_IT_IS
     colours = {"interpolation": RESAMPLING[number], "mean": list(mean), "std": list(std)}
@@ -91,12 +94,11 @@ def _size(settings: Settings, usual: Usual) -> tuple[int, int | None]:
         # Files of older versions have a number, which only the class gives a meaning.
         edges = {"shortest_edge": size} if usual.cuts else {"height": size, "width": size}
     else:
-        edges = dict(size)
+        edges = _edges(size)
     shortest = edges.get("shortest_edge")
     cuts = settings.get("do_center_crop", usual.cuts or shortest is not None)
     crop = settings.get("crop_size", usual.size if usual.cuts else None) if cuts else None
-    if isinstance(crop, int):
-        crop = {"height": crop, "width": crop}
+    crop = None if crop is None else _edges(crop)
     height, width = ((crop or edges).get(side) for side in ("height", "width"))
     is_stretched = shortest is None and crop in (None, edges)
     is_cut = shortest is not None and height is not None and shortest >= height
@@ -106,6 +108,15 @@ def _size(settings: Settings, usual: Usual) -> tuple[int, int | None]:
             "images are prepared here, by stretching or by cutting out the middle"
         )
     return int(height), shortest
+
+
+def _edges(size: int | Sequence[int] | Mapping[str, int]) -> dict[str, int]:
+    """Height and width by name, however a file has them."""
+    if isinstance(size, Mapping):
+        return dict(size)
+    return dict(
+        zip(("height", "width"), [size] * 2 if isinstance(size, int) else size, strict=True)
+    )
 
 
 def _content(transform: Mapping[str, Any], processor: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from tencentpretrain.data.shard_format import (
     MAIN,
     MEDIA,
     PATH,
+    PATH_CRC,
+    PATH_SIZE,
     TARGET_TOKENIZER,
     TOKENIZER,
     Array,
@@ -49,7 +51,11 @@ class ShardSet:
     ) -> None:
         self.directories = tuple(directory for directory, _ in directories)
         indices = [index for _, index in directories]
-        self.columns = indices[0].columns
+        self.columns = {
+            name: column
+            for name, column in indices[0].columns.items()
+            if all(name in index.columns for index in indices)
+        }
         self.documents = sum(index.documents for index in indices)
         self.tokens = sum(index.tokens for index in indices)
         self.vocab_size = indices[0].vocab_size
@@ -230,6 +236,11 @@ class ShardSet:
         return (open_shards, (list(self.directories), False, self.labels))
 
 
+def _needed(index: Index) -> dict[str, Column]:
+    """Its columns without those that earlier versions did not write."""
+    return {k: column for k, column in index.columns.items() if k not in (PATH_CRC, PATH_SIZE)}
+
+
 def open_shards(
     paths: Path | Sequence[Path], verify: bool = True, labels: Sequence[str] = ()
 ) -> ShardSet:
@@ -261,7 +272,7 @@ def open_shards(
                 f"{directory} was made with another tokenizer than {directories[0]}; preprocess "
                 f"both with the same one"
             )
-        if index.columns != first.columns:
+        if _needed(index) != _needed(first):
             raise DataError(
                 f"{directory} has the columns {sorted(index.columns)}, but {directories[0]} has "
                 f"{sorted(first.columns)}; preprocess both in the same way"

@@ -68,8 +68,8 @@ class WorkDirectory:
 
     def remove(self) -> None:
         """Remove what is still under the temporary name, and release the lock."""
+        self._close()  # first, as a file that is open stays in folders of the network
         shutil.rmtree(self.path, ignore_errors=True)
-        self._close()
 
     def _close(self) -> None:
         if self._descriptor is not None:
@@ -80,7 +80,11 @@ class WorkDirectory:
 def _remove_left(parent: Path, name: str) -> None:
     """Remove directories for the output `name` whose processes have ended."""
     pattern = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")
-    for left in [path for path in parent.iterdir() if pattern.fullmatch(path.name)]:
+    try:
+        found = [path for path in parent.iterdir() if pattern.fullmatch(path.name)]
+    except OSError:  # a folder that may be written to, but not listed
+        return
+    for left in found:
         try:
             descriptor = os.open(left / LOCK, os.O_RDWR | os.O_CLOEXEC)
         except OSError:  # just made, just finished, or another user's

@@ -182,8 +182,10 @@ def _pooled_as_before(model: ModelConfig, patches: Patches) -> dict[str, Any]:
     """
     if not patches.before:
         return {"pooling": "mean"}
-    before = model.target.get(HEAD)
+    # What is distilled is the target within.
+    targets = {n: getattr(t, "inner", None) or t for n, t in model.target.items()}
+    before = targets.get(HEAD)
     if isinstance(before, ClassifyTarget.Config):
         return {key: getattr(before, key) for key in ("pooling", "norm", "norm_eps")}
-    is_read = not model.target or any(hasattr(t, "pooling") for t in model.target.values())
-    return {"pooling": "first" if is_read else "rest"}
+    poolings = [getattr(target, "pooling", None) for target in targets.values()]
+    return {"pooling": "first" if "first" in poolings or not targets else "rest"}

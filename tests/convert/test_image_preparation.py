@@ -121,6 +121,14 @@ def test_models_without_a_trained_target_keep_their_preparation(
     assert {key: written[key] for key in content} == content
 
 
+def test_sizes_and_means_may_be_pairs_and_numbers(tmp_path: Path) -> None:
+    content = SQUARE | {"size": [24, 24], "image_mean": 0.25, "image_std": 0.5}
+    theirs = saved(tmp_path / "theirs", "ViTModel", VIT, content)
+    objective: Any = arrive(theirs, Request()).incoming.model.objective
+    found = objective.transform
+    assert (found.size, found.mean, found.std) == (24, (0.25,) * 3, (0.5,) * 3)
+
+
 def test_vectors_of_a_bare_model_are_of_its_own_pixels(tmp_path: Path) -> None:
     theirs = saved(tmp_path / "theirs", "ViTModel", VIT, SQUARE)
     arrive(theirs, Request()).write(tmp_path / "ours")

@@ -135,6 +135,8 @@ def test_the_head_reads_what_stands_for_the_image(class_token: bool) -> None:
 
 PIXELS = {"linear_pixels": {}}
 CODES = {"mlm": {"dense": False}}
+FIRST = {"name": "classify", "classes": 2, "dense": False}
+OWN = FIRST | {"pooling": "rest", "norm": "layer"}
 BEIT = {"classify": {"classes": 2, "pooling": "rest", "norm": "layer", "norm_eps": 1e-6}}
 
 
@@ -146,6 +148,8 @@ BEIT = {"classify": {"classes": 2, "pooling": "rest", "norm": "layer", "norm_eps
         ({"classify": {"classes": 2}}, ("first", "none")),
         (CODES | {"match": {"name": "classify", "classes": 2}}, ("first", "none")),
         (BEIT, ("rest", "layer")),
+        ({"classify": {"name": "distill", "teacher": "t", "inner": FIRST}}, ("first", "none")),
+        ({"classify": {"name": "distill", "teacher": "t", "inner": OWN}}, ("rest", "layer")),
         ({}, ("first", "none")),
     ],
 )

@@ -26,6 +26,8 @@ EXTENSIONS: Final[dict[Medium, tuple[str, ...]]] = {
 """Endings of the files that count in folders and tar files; a list may name any file."""
 TARS: Final = (".tar",)
 
+LOST: Final = "lost+found"
+"""Folder of the system at the top of a disk, which only root may read."""
 OTHER: Final = "files of other kinds"
 
 
@@ -219,7 +221,7 @@ def _require_no_loop(root: Path, folder: Path) -> None:
 
 def _in_folder(root: Path, endings: tuple[str, ...], remarks: Counter[str]) -> Iterator[MediaEntry]:
     for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != LOST)
         here = Path(folder)
         for name in folders:
             if (here / name).is_symlink():

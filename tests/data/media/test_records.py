@@ -119,6 +119,19 @@ def test_names_that_no_list_can_hold_are_told(
     assert names[0].isprintable()
 
 
+def test_names_of_columns_may_be_labels(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "a,b.png")
+    (tmp_path / "a.tsv").write_text("text\t1.png\nlabel\t1.png\n")
+    assert [record.label for record in found(tmp_path / "a.tsv")] == ["text", "label"]
+    (tmp_path / "a.csv").write_text("a,b.png\n")
+    assert [record.name for record in found(tmp_path / "a.csv")] == ["a,b.png"]
+
+
+def test_the_folder_of_the_file_system_is_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.png", "lost+found/2.png")
+    assert [record.label for record in found(tmp_path)] == ["cat"]
+
+
 def test_links_to_nothing_are_told(tmp_path: Path) -> None:
     (touch(tmp_path, "1.png") / "2.png").symlink_to("gone")
     with pytest.raises(DataError, match=r"2.png: the link leads to no file$"):

@@ -102,6 +102,19 @@ def test_shards_of_earlier_versions_are_read(tmp_path: Path, files: list[Path]) 
         open_shards(tmp_path / "s")
 
 
+def test_shards_of_earlier_versions_and_new_ones_go_together(
+    tmp_path: Path, files: list[Path]
+) -> None:
+    earlier(tmp_path)
+    media_shards(tmp_path / "new", tmp_path / "data", corpus_store="path", corpus_format="image")
+    shards = open_shards([tmp_path / "s", tmp_path / "new"])
+    assert [shards.media(number) for number in (0, 6)] == [files[0].read_bytes()] * 2
+    altered(files[0])
+    assert shards.media(0) == files[0].read_bytes()
+    with pytest.raises(DataError, match="has changed since"):
+        shards.media(6)
+
+
 def test_no_run_begins_without_its_files(
     tmp_path: Path, stored: Path, files: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
