@@ -13,7 +13,9 @@ same answer. Tokens do not count padding.
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -262,12 +264,9 @@ def main() -> None:
                 ratio = statistics.median(mine / theirs for mine, theirs in pairs)
                 rate = statistics.median(own)
                 lines.append(f"| {precision} | {name} | {rate:,.4g} | {ratio:.2f} |")
-    words = f"--model {options.model} --precision {' '.join(options.precision)}"
-    name = f"train_step_{options.model}"
-    if options.batch_size:
-        words += f" --batch-size {options.batch_size}"
-        name += f"_{options.batch_size}"
-    write_result(name, f"python -m benchmarks.train_step {words}", lines)
+    rows = f"_{options.batch_size}" if options.batch_size else ""
+    command = shlex.join(["python", "-m", "benchmarks.train_step", *sys.argv[1:]])
+    write_result(f"train_step_{options.model}{rows}", command, lines)
 
 
 if __name__ == "__main__":
