@@ -227,6 +227,7 @@ BAD = [
     ("a.tsv", "", "holds no image"),
     ("a.tsv", "label\tfile\ndog\t1.png\n", "no column `path`, only `label` and `file`; rename"),
     ("a.tsv", "file\tlabel\n1.png\tdog\n", "no column `path`, only `file` and `label`"),
+    ("a.tsv", "1.png\t" + "a long text " * 40 + "\n", "line 1, .*cannot be read: File name too"),
     ("a.csv", "label,path\ndog,1.png\n", "must be tabs between columns, not commas"),
 ]
 
